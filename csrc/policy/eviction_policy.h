@@ -1,0 +1,54 @@
+// Which resident expert should go? A policy is pure: it decides from what it is told.
+//
+// The cache reports every arrival, use and departure, then asks for a victim. A policy never
+// sees bytes, slots or time; its clock is the count of layer steps (`tick`): one tick per MoE layer
+// executed, so a token advances it by Geometry::layers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/types.h"
+
+namespace prophet {
+
+// What a policy may ask of the cache while it chooses.
+class CacheView {
+ public:
+  virtual ~CacheView() = default;
+  // Resident in the pool that needs room, not leased, not loading.
+  virtual bool evictable(ExpertKey key) const = 0;
+};
+
+class EvictionPolicy {
+ public:
+  virtual ~EvictionPolicy() = default;
+  virtual std::string name() const = 0;
+
+  virtual void arrived(ExpertKey key) = 0;  // admitted; not yet used
+  virtual void used(ExpertKey key) = 0;     // routed to and resident or brought
+  virtual void left(ExpertKey key) = 0;     // evicted, or its load failed or was cancelled
+
+  // A forecast: needed with probability p at `deadline` (in ticks). Most policies ignore it.
+  virtual void foreseen(ExpertKey key, float p, std::int64_t deadline) {
+    (void)key, (void)p, (void)deadline;
+  }
+  // The router of `layer` is about to be served; called once per MoE layer step, before `used`.
+  virtual void tick(std::int32_t layer) { (void)layer; }
+
+  // The expert to let go so that a slot becomes free for `incoming`, or nothing when every
+  // candidate is worth more than it (a demand is then refused by the cache, so policies that
+  // serve demands must always name one when any is evictable). Deterministic.
+  virtual std::optional<ExpertKey> victim(const CacheView& view, ExpertKey incoming) const = 0;
+};
+
+// Names: "lru", "lfu", "lfru", "expected-next-use". Throws InvalidArgument listing the known names.
+std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
+                                                     const Geometry& geometry);
+std::vector<std::string> eviction_policy_names();
+
+}  // namespace prophet

@@ -1,0 +1,144 @@
+"""Types of the native module: see docs/architecture.md for the rooms behind it.
+
+`prophet_ext` needs neither torch nor transformers; tensors cross as raw addresses that stay
+the caller's. Times are nanoseconds, sizes bytes.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class ProphetError(RuntimeError): ...
+class InvalidArgument(ProphetError, ValueError): ...
+class ReadError(ProphetError, OSError): ...
+class StateError(ProphetError): ...
+
+class Engine:
+    """A bounded set of experts in fast memory over the files that hold all of them."""
+
+    def __init__(
+        self,
+        *,
+        files: Sequence[str],
+        pieces: NDArray[np.uint64],
+        """[layers, experts, pieces, 3]: file number, offset, bytes of each tensor of each expert."""
+        top_k: int,
+        slots: int,
+        policy: str = "lru",
+        pool: str = "global",
+        keep: bool = True,
+        """False: every expert is dropped after its use (the on-demand floor)."""
+        io: str = "auto",
+        """auto | uring | pread: how files are read."""
+        direct: bool = True,
+        """Read past the page cache (O_DIRECT) where the file system allows it."""
+        threads: int = 0,
+        """Compute threads; 0: one per core that this process may use."""
+        depth: int = 16,
+        chunk_bytes: int = 1 << 20,
+        timeline: bool = False,
+    ) -> None: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def experts_per_layer(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def io(self) -> str:
+        """One line: how bytes are moved, for people."""
+    def pool_slots(self, layer: int) -> int:
+        """Slots that one layer can use at most: how many experts one lease may name."""
+    def arena(self) -> memoryview:
+        """All slots as one read-only run of bytes; valid until close()."""
+    def set_ffn(
+        self,
+        *,
+        hidden: int,
+        inter: int,
+        dtype: str,
+        activation: str,
+        has_gate: bool,
+        gate: tuple[int, int],
+        up: tuple[int, int],
+        down: tuple[int, int],
+    ) -> None:
+        """Describes the experts to `forward`: dtype is bf16 | f16 | f32, gate/up/down are
+        (piece, byte offset inside the piece) of the [I,H], [I,H], [H,I] matrices."""
+    def forward(
+        self,
+        layer: int,
+        tokens: int,
+        x: int,
+        dtype: str,
+        ids: int,
+        weights: int,
+        weights_dtype: str,
+        out: int,
+        top_k: int,
+    ) -> None:
+        """One MoE layer for `tokens` rows: x [tokens,H] and out [tokens,H] of `dtype`, ids
+        [tokens,top_k] int64 and weights [tokens,top_k] of `weights_dtype`, all dense, given
+        by address. Ids >= experts_per_layer are skipped (another rank's). Tokens whose union of experts
+        exceeds the slots are served in waves. Releases the GIL. Raises ReadError."""
+    def lease(self, layer: int, experts: Sequence[int]) -> Lease:
+        """Asks for distinct experts of one layer (at most pool_slots) and pins them. Returns at
+        once; reads go on behind it. Raises InvalidArgument, StateError when other leases
+        hold the slots."""
+    def step(self, layer: int) -> None:
+        """Marks that a MoE layer is being executed by leases (forward does it itself): one tick of policies."""
+    def want(self, entries: Sequence[tuple[int, int, float, int]]) -> None:
+        """Restates the whole set of wished prefetches: (layer, expert, confidence, deadline tick)."""
+    def state(self, layer: int, expert: int) -> str:
+        """absent | queued | loading | resident | leased"""
+    def counters(self) -> dict[str, int]:
+        """Everything counted since the engine was made (docs/formats.md lists the keys)."""
+    def timeline(self) -> dict[str, NDArray[np.int64]]:
+        """Recorded events as columns (begin, end, kind, layer, expert, bytes); empty unless asked for."""
+    def timeline_kinds(self) -> list[str]: ...
+    def close(self) -> None:
+        """Waits for running reads, frees the arena. Later calls raise StateError. Idempotent."""
+    def __enter__(self) -> Engine: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+class Lease:
+    """Experts that stay where they are until release()."""
+
+    def wait(self, expert: int) -> list[int]:
+        """Blocks until the expert has landed (GIL released); the offset of each piece in the
+        arena. Raises ReadError if its bytes could not be brought."""
+    def release(self) -> None:
+        """Idempotent."""
+    def __enter__(self) -> Lease: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+def kernel_isa() -> str: ...
+def kernel_isas() -> list[str]: ...
+def set_kernel_isa(isa: str) -> None: ...
+def eviction_policies() -> list[str]: ...
+def build_info() -> dict[str, str]:
+    """compiler, uring ("yes"/"no"), cuda, version."""
+def read_bandwidth(path: str, seconds: float, chunk_bytes: int, depth: int, io: str) -> dict[str, float]:
+    """Random reads of a file past the page cache: bytes_per_second, seconds, bytes, p50_ms, p99_ms."""
+def memory_bandwidth(threads: int, seconds: float) -> float:
+    """Bytes per second that `threads` threads read from DRAM."""

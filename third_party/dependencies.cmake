@@ -1,0 +1,36 @@
+# Finds what packages provide; nothing is vendored. See third_party/README.md for the table.
+find_package(Threads REQUIRED)
+
+if(PROPHET_PYTHON)
+  find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+  execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
+                  OUTPUT_VARIABLE pybind11_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  set(PYBIND11_FINDPYTHON ON)
+  find_package(pybind11 2.12 CONFIG REQUIRED)
+endif()
+
+# liburing is optional: without it a pool of preads moves the same bytes.
+set(PROPHET_HAVE_URING OFF)
+if(NOT PROPHET_URING STREQUAL "OFF")
+  find_path(PROPHET_URING_INCLUDE liburing.h)
+  find_library(PROPHET_URING_LIBRARY uring)
+  if(PROPHET_URING_INCLUDE AND PROPHET_URING_LIBRARY)
+    add_library(prophet_uring INTERFACE)
+    target_include_directories(prophet_uring INTERFACE ${PROPHET_URING_INCLUDE})
+    target_link_libraries(prophet_uring INTERFACE ${PROPHET_URING_LIBRARY})
+    set(PROPHET_URING_TARGET prophet_uring)
+    set(PROPHET_HAVE_URING ON)
+    message(STATUS "liburing found: disk lanes use io_uring")
+  elseif(PROPHET_URING STREQUAL "ON")
+    message(FATAL_ERROR "PROPHET_URING=ON, but liburing was not found (Debian: liburing-dev)")
+  else()
+    message(STATUS "liburing not found: disk lanes use a pool of preads")
+  endif()
+endif()
+
+if(PROPHET_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(PROPHET_BENCH)
+  find_package(benchmark REQUIRED)
+endif()
