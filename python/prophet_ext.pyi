@@ -25,19 +25,19 @@ class Engine:
         *,
         files: Sequence[str],
         pieces: NDArray[np.uint64],
-        """[layers, experts, pieces, 3]: file number, offset, bytes of each tensor of each expert."""
+        # [layers, experts, pieces, 3]: file number, offset, bytes of each tensor of each expert.
         top_k: int,
         slots: int,
         policy: str = "lru",
         pool: str = "global",
         keep: bool = True,
-        """False: every expert is dropped after its use (the on-demand floor)."""
+        # False: every expert is dropped after its use (the on-demand floor).
         io: str = "auto",
-        """auto | uring | pread: how files are read."""
+        # auto | uring | pread: how files are read.
         direct: bool = True,
-        """Read past the page cache (O_DIRECT) where the file system allows it."""
+        # Read past the page cache (O_DIRECT) where the file system allows it.
         threads: int = 0,
-        """Compute threads; 0: one per core that this process may use."""
+        # Compute threads; 0: one per core that this process may use.
         depth: int = 16,
         chunk_bytes: int = 1 << 20,
         timeline: bool = False,
