@@ -41,6 +41,13 @@ enum class DType : std::uint8_t { f32, f16, bf16 };
 
 constexpr std::size_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
 
+// A wish to have an expert before the router asks. A plan is a whole set of them.
+struct Prefetch {
+  ExpertKey key;
+  float confidence = 0;       // calibrated probability that it will be needed
+  std::int64_t deadline = 0;  // layer step (tick) at which it would be needed
+};
+
 // A file as it was when it was opened. A reader compares size and mtime_ns before it
 // trusts later reads: weights of a file that changed are refused, never used.
 struct FileInfo {

@@ -1,0 +1,168 @@
+// Who speaks to whom? The engine introduces store, cache, mover, kernels and backend.
+//
+// One MoE layer step: the router's choice arrives → resident experts are leased, absent ones
+// demanded → experts are computed as they land → results are summed in one fixed order →
+// leases end. Two ways in: `forward` does all of it with the project's kernels, for decode-sized
+// batches; `lease` hands the experts to a caller who computes himself.
+//
+// Threads: one mutex guards the engine's state; lanes and compute workers are the only
+// other threads and speak to it through tickets. A background thread keeps prefetches flowing while a
+// backend has a real clock. Every call may come from any thread; layer steps are served one at a time.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cache/cache.h"
+#include "core/types.h"
+#include "device/backend.h"
+#include "engine/lease.h"
+#include "kernels/expert_ffn.h"
+#include "kernels/worker_pool.h"
+#include "store/weight_store.h"
+#include "telemetry/recorder.h"
+#include "transfer/mover.h"
+
+namespace prophet {
+
+struct EngineOptions {
+  std::int32_t slots = 0;
+  std::string policy = "lru";  // see policy/eviction_policy.h
+  PoolScope pool = PoolScope::global;
+  bool keep = true;  // false: every expert is dropped after its use (the on-demand floor)
+  int threads = 1;   // compute threads, the caller's included
+  MoverOptions mover;
+  std::size_t timeline_events = 0;
+  bool background = true;  // run the prefetch thread; off where time is virtual
+};
+
+// Where one matrix of an expert begins: a piece of the store and an offset inside it.
+struct PieceSlice {
+  int piece = 0;
+  std::uint64_t offset = 0;
+};
+
+// How `forward` finds and computes an expert. Pieces must hold the matrices of kernels/expert_ffn.h.
+struct FfnLayout {
+  FfnShape shape;
+  PieceSlice gate, up, down;
+};
+
+// One layer call. Arrays are dense and row-major: x and out [tokens, hidden] of `dtype`, ids
+// [tokens, top_k], weights [tokens, top_k] of `weights_dtype`. Ids at or above experts_per_layer
+// belong to another rank and are skipped, as are pairs of weight zero.
+struct LayerBatch {
+  std::int32_t tokens = 0, top_k = 0;
+  DType dtype = DType::bf16, weights_dtype = DType::f32;
+  const void* x = nullptr;
+  const std::int64_t* ids = nullptr;
+  const void* weights = nullptr;
+  void* out = nullptr;
+};
+
+// Everything counted so far. Bytes and events as telemetry/recorder.h defines them.
+struct Counters {
+  std::uint64_t bytes_moved, bytes_demand, bytes_prefetch_used, bytes_prefetch_late,
+      bytes_prefetch_wasted, bytes_prefetch_unused, bytes_cancelled;
+  std::uint64_t hits_resident, hits_in_flight, misses;
+  std::uint64_t evictions, evicted_before_use, layer_steps, waves, reads, reads_failed;
+  std::uint64_t expert_bytes_routed;  // bytes of all experts asked for, wherever they were
+  Nanos stall_ns, compute_ns, busy_ns, now_ns;
+};
+
+class Engine {
+ public:
+  // Throws InvalidArgument when the slots cannot serve one token, the policy is unknown or the arena cannot
+  // be had. The store and the backend's files must describe the same list of files.
+  Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend> backend,
+         EngineOptions options);
+  ~Engine();
+
+  const Geometry& geometry() const { return store_->geometry(); }
+  const WeightStore& store() const { return *store_; }
+  const EngineOptions& options() const { return options_; }
+  std::int32_t slots() const { return cache_.slots(); }
+  std::int32_t pool_slots(std::int32_t layer) const;
+  int threads() const { return pool_.threads(); }
+  std::span<const std::byte> arena() const { return arena_; }
+
+  // Throws InvalidArgument when a matrix does not fit in its piece.
+  void set_ffn(const FfnLayout& layout);
+
+  // Serves one layer with the project's kernels. Tokens whose experts exceed the slots are served
+  // in waves split by token: a token's experts are all leased at once, so its sum never changes.
+  // Throws ReadError when bytes could not be brought (out is then undefined), InvalidArgument, StateError.
+  void forward(std::int32_t layer, const LayerBatch& batch);
+
+  // One tick of the policies: a layer is about to be served by leases. `forward` does it itself.
+  void step(std::int32_t layer);
+
+  // Asks for distinct experts of one layer and pins them; returns at once. Throws
+  // InvalidArgument (twice the same, out of range, more than pool_slots) and StateError
+  // when other leases hold the slots it needs.
+  void lease(std::int32_t layer, std::span<const std::int32_t> experts, Lease& lease);
+  // Blocks until one expert of the lease has landed; its slot. Throws ReadError if it failed.
+  std::int32_t wait(Lease& lease, std::int32_t expert);
+  void release(Lease& lease);
+
+  // The whole set of wished prefetches from now on.
+  void want(std::span<const Prefetch> wanted);
+
+  Residency state(ExpertKey key) const;
+  Counters counters() const;
+  std::vector<Event> timeline() const;
+
+  // Ends the background thread; later calls throw StateError. Idempotent.
+  void close();
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  void open_or_throw() const;
+  void collect();  // pumps the mover and tells the live leases what ended
+  void admit(Lock& lock, Lease& lease);
+  void demand(Lock& lock, ExpertKey key);
+  void lease_locked(Lock& lock, std::int32_t layer, std::span<const std::int32_t> experts,
+                    Lease& lease);
+  void release_locked(Lease& lease);
+  void wait_for_change(Lock& lock, Lease& lease);
+  void record(EventKind kind, Nanos begin, Nanos end, ExpertKey key, std::uint64_t bytes = 0);
+  void prefetch_thread();
+
+  // forward.cc
+  std::int32_t plan_wave(std::int32_t layer, const LayerBatch& batch, std::int32_t first);
+  void serve_wave(std::int32_t layer);
+  void compute(Lock& lock, std::span<const std::int32_t> landed);
+  FfnJob job(const Lease::Entry& entry, std::size_t index) const;
+
+  std::shared_ptr<const WeightStore> store_;
+  std::shared_ptr<Backend> backend_;
+  EngineOptions options_;
+  Recorder recorder_;
+  Cache cache_;
+  std::span<std::byte> arena_;
+  Mover mover_;
+  WorkerPool pool_;
+  FfnLayout ffn_;
+  bool has_ffn_ = false;
+
+  mutable std::mutex mutex_;  // guards everything below and the rooms above
+  std::mutex step_mutex_;     // one forward at a time: it owns the worker pool and the scratch
+  bool closed_ = false;
+  std::vector<Lease*> live_;  // leases with experts on their way
+  std::vector<Mover::Ending> ended_;
+  std::condition_variable wake_;  // the prefetch thread: there is something to move, or close
+  std::thread prefetcher_;
+
+  // Scratch of forward, kept so that the hot path allocates nothing.
+  struct Scratch;
+  std::unique_ptr<Scratch> scratch_;
+};
+
+}  // namespace prophet

@@ -1,0 +1,226 @@
+#include "transfer/mover.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "transfer/reconcile.h"
+
+namespace prophet {
+
+Mover::Mover(const WeightStore& store, Backend& backend, Cache& cache,
+             std::span<std::byte> arena, Recorder& recorder, MoverOptions options)
+    : store_(store),
+      backend_(backend),
+      cache_(cache),
+      arena_(arena),
+      recorder_(recorder),
+      options_(options),
+      unused_(store.geometry().total(), 0) {
+  const std::uint64_t unit = backend.alignment();
+  options_.chunk_bytes = std::max(options_.chunk_bytes / unit * unit, unit);
+}
+
+Mover::Transfer* Mover::find(ExpertKey key) {
+  auto at = std::find_if(moving_.begin(), moving_.end(),
+                         [&](const Transfer& transfer) { return transfer.key == key; });
+  return at == moving_.end() ? nullptr : &*at;
+}
+
+const Mover::Transfer* Mover::find(ExpertKey key) const {
+  return const_cast<Mover*>(this)->find(key);
+}
+
+bool Mover::start(ExpertKey key, Lane lane) {
+  const auto placement = cache_.admit(key);
+  if (!placement) return false;
+  if (placement->evicted) evicted(*placement->evicted);
+  cache_.loading(key);
+  Transfer transfer;
+  transfer.key = key;
+  transfer.slot = arena_.data() + std::uint64_t(placement->slot) * store_.slot_bytes();
+  transfer.lane = lane;
+  transfer.foreseen = lane == Lane::prefetch;
+  transfer.begin = backend_.now();
+  moving_.push_back(std::move(transfer));
+  return true;
+}
+
+void Mover::evicted(ExpertKey key) {
+  const Nanos now = backend_.now();
+  recorder_.record({now, now, EventKind::evicted, key, 0});
+  std::uint64_t& unused = unused_[store_.geometry().index(key)];
+  if (unused > 0) {
+    recorder_.record({now, now, EventKind::prefetch_wasted, key, unused});
+    recorder_.record({now, now, EventKind::evicted_unused, key, 0});
+    unused = 0;
+  }
+}
+
+bool Mover::start_chunk(Transfer& transfer) {
+  const auto extents = store_.where(transfer.key);
+  if (transfer.cancelled || transfer.extent == extents.size()) return false;
+  const Extent& extent = extents[transfer.extent];
+  Extent chunk = extent;
+  chunk.offset += transfer.done;
+  chunk.bytes = std::min(options_.chunk_bytes, extent.bytes - transfer.done);
+  const Ticket ticket =
+      backend_.copy(transfer.lane, transfer.slot + extent.at + transfer.done, chunk);
+  transfer.chunks.emplace_back(ticket, chunk.bytes);
+  transfer.done += chunk.bytes;
+  if (transfer.done == extent.bytes) {
+    ++transfer.extent;
+    transfer.done = 0;
+  }
+  return true;
+}
+
+void Mover::start_all_chunks(Transfer& transfer) {
+  while (start_chunk(transfer)) {
+  }
+}
+
+bool Mover::demand(ExpertKey key) {
+  if (Transfer* transfer = find(key)) {
+    // On its way: what a failed chunk left behind cannot be mended, the rest is promoted.
+    if (!transfer->error.empty()) return false;
+    transfer->cancelled = false;
+    transfer->lane = Lane::demand;
+    start_all_chunks(*transfer);
+    return true;
+  }
+  if (!start(key, Lane::demand)) return false;
+  start_all_chunks(moving_.back());
+  return true;
+}
+
+void Mover::want(std::span<const Prefetch> wanted) {
+  std::vector<ExpertKey> prefetching;
+  for (const Transfer& transfer : moving_) {
+    if (transfer.lane == Lane::prefetch) prefetching.push_back(transfer.key);
+  }
+  Reconciled plan =
+      reconcile(wanted, prefetching, [this](ExpertKey key) { return cache_.state(key); });
+  for (ExpertKey key : plan.cancel) find(key)->cancelled = true;
+  for (ExpertKey key : plan.resume) {
+    if (find(key)->error.empty()) find(key)->cancelled = false;
+  }
+  wishes_ = std::move(plan.start);
+  std::reverse(wishes_.begin(), wishes_.end());
+  for (const Prefetch& wish : wanted) {
+    cache_.policy().foreseen(wish.key, wish.confidence, wish.deadline);
+  }
+  start_wishes();
+}
+
+int Mover::prefetch_chunks_in_flight() const {
+  int count = 0;
+  for (const Transfer& transfer : moving_) {
+    if (transfer.lane == Lane::prefetch) count += static_cast<int>(transfer.chunks.size());
+  }
+  return count;
+}
+
+void Mover::start_wishes() {
+  int free = options_.prefetch_chunks - prefetch_chunks_in_flight();
+  for (Transfer& transfer : moving_) {
+    if (transfer.lane != Lane::prefetch) continue;
+    while (free > 0 && start_chunk(transfer)) --free;
+  }
+  while (free > 0 && !wishes_.empty()) {
+    const ExpertKey key = wishes_.back().key;
+    wishes_.pop_back();
+    if (cache_.state(key) != Residency::absent) continue;  // a demand was faster
+    if (!start(key, Lane::prefetch)) continue;             // no slot is worth less
+    while (free > 0 && start_chunk(moving_.back())) --free;
+  }
+}
+
+void Mover::poll(Transfer& transfer) {
+  std::erase_if(transfer.chunks, [&](const auto& chunk) {
+    try {
+      if (!backend_.poll(chunk.first)) return false;
+      transfer.moved += chunk.second;
+    } catch (const ReadError& error) {
+      if (transfer.error.empty()) transfer.error = error.what();
+      transfer.cancelled = true;
+    }
+    return true;
+  });
+}
+
+bool Mover::all_started(const Transfer& transfer) const {
+  return transfer.extent == store_.where(transfer.key).size();
+}
+
+void Mover::finish(const Transfer& transfer, std::vector<Ending>& ended) {
+  const Nanos now = backend_.now();
+  const ExpertKey key = transfer.key;
+  const auto span = transfer.lane == Lane::demand ? EventKind::read_demand : EventKind::read_prefetch;
+  if (!transfer.error.empty() || !all_started(transfer)) {
+    recorder_.record({now, now, EventKind::cancelled, key, transfer.moved});
+    cache_.abandon(key);
+    if (!transfer.error.empty()) {
+      recorder_.record({now, now, EventKind::failed, key, 0});
+      ended.push_back({key, transfer.error});
+    }
+    return;
+  }
+  recorder_.record({transfer.begin, now, span, key, transfer.moved});
+  if (transfer.lane == Lane::prefetch) {
+    unused_[store_.geometry().index(key)] = transfer.moved;
+  } else if (transfer.foreseen) {
+    recorder_.record({now, now, EventKind::prefetch_late, key, transfer.moved});
+  }
+  cache_.landed(key);
+  ended.push_back({key, {}});
+}
+
+void Mover::pump(std::vector<Ending>& out) {
+  if (moving_.empty() && wishes_.empty()) return;
+  for (Transfer& transfer : moving_) poll(transfer);
+  std::erase_if(moving_, [&](const Transfer& transfer) {
+    if (!transfer.chunks.empty() || !(transfer.cancelled || all_started(transfer))) return false;
+    finish(transfer, out);
+    return true;
+  });
+  start_wishes();
+}
+
+void Mover::tickets(ExpertKey key, std::vector<Ticket>& out) const {
+  if (const Transfer* transfer = find(key)) {
+    for (const auto& chunk : transfer->chunks) out.push_back(chunk.first);
+  }
+}
+
+bool Mover::prefetching() const {
+  return !wishes_.empty() || std::any_of(moving_.begin(), moving_.end(), [](const Transfer& t) {
+           return t.lane == Lane::prefetch;
+         });
+}
+
+void Mover::prefetch_tickets(std::vector<Ticket>& out) const {
+  for (const Transfer& transfer : moving_) {
+    if (transfer.lane != Lane::prefetch) continue;
+    for (const auto& chunk : transfer.chunks) out.push_back(chunk.first);
+  }
+}
+
+void Mover::moving(std::vector<ExpertKey>& out) const {
+  for (const Transfer& transfer : moving_) out.push_back(transfer.key);
+}
+
+void Mover::used(ExpertKey key) {
+  std::uint64_t& unused = unused_[store_.geometry().index(key)];
+  if (unused == 0) return;
+  const Nanos now = backend_.now();
+  recorder_.record({now, now, EventKind::prefetch_used, key, unused});
+  unused = 0;
+}
+
+std::uint64_t Mover::unused_bytes() const {
+  std::uint64_t sum = 0;
+  for (std::uint64_t bytes : unused_) sum += bytes;
+  return sum;
+}
+
+}  // namespace prophet

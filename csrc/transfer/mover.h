@@ -1,0 +1,111 @@
+// When do experts move? Turns demands and wishes into chunks on the backend's lanes.
+//
+// A transfer brings one expert into the slot the cache gave it, chunk by chunk.
+//  * demand class: all chunks are handed to the demand lane at once;
+//  * prefetch class: at most `prefetch_chunks` are in flight, so that a demand waits for no
+//    more than those and a cancellation saves the rest;
+//  * promotion: a demand for an expert on its way sends its remaining chunks down the demand
+//    lane; the whole transfer then counts as late;
+//  * cancellation: no further chunk is started; the slot stays `loading` until those in flight
+//    have landed (the disk is still writing there), then becomes free, unless all had been started:
+//    then the expert simply arrives;
+//  * failure: as cancellation, and the reason is handed to whoever waits.
+//
+// Not thread-safe: the engine holds the lock. Nothing here blocks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cache/cache.h"
+#include "core/types.h"
+#include "device/backend.h"
+#include "store/weight_store.h"
+#include "telemetry/recorder.h"
+
+namespace prophet {
+
+struct MoverOptions {
+  std::uint64_t chunk_bytes = 1 << 20;  // rounded down to the backend's alignment, at least one unit
+  int prefetch_chunks = 2;
+};
+
+class Mover {
+ public:
+  Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span<std::byte> arena,
+        Recorder& recorder, MoverOptions options);
+
+  // Something that ended: the expert is resident, or failed with a reason.
+  struct Ending {
+    ExpertKey key;
+    std::string error;  // empty: landed
+  };
+
+  // Puts an expert that is not resident on its way at demand class. False when no slot can be
+  // had now: wait until another transfer has ended and try again.
+  bool demand(ExpertKey key);
+
+  // The whole set of wished prefetches from now on.
+  void want(std::span<const Prefetch> wanted);
+
+  // Starts what may start and collects what has ended, in order of landing. Cheap when idle.
+  void pump(std::vector<Ending>& ended);
+
+  // Tickets to wait for until something of `key` moves on.
+  void tickets(ExpertKey key, std::vector<Ticket>& out) const;
+  // Tickets of running prefetches.
+  void prefetch_tickets(std::vector<Ticket>& out) const;
+  // True while a prefetch is wished or running.
+  bool prefetching() const;
+
+  // Keys of running transfers.
+  void moving(std::vector<ExpertKey>& out) const;
+
+  // The router has used `key`: bytes that a prefetch brought for it have paid.
+  void used(ExpertKey key);
+
+  // Bytes that prefetches brought, resident and not used yet.
+  std::uint64_t unused_bytes() const;
+
+ private:
+  struct Transfer {
+    ExpertKey key;
+    std::byte* slot = nullptr;
+    Lane lane = Lane::demand;
+    bool foreseen = false;    // began as a prefetch
+    bool cancelled = false;   // start no further chunk
+    std::string error;        // of the first failed chunk
+    std::size_t extent = 0;   // next chunk: this extent ...
+    std::uint64_t done = 0;   // ... from this byte of it
+    std::uint64_t moved = 0;  // bytes landed
+    std::vector<std::pair<Ticket, std::uint64_t>> chunks;  // in flight
+    Nanos begin = 0;
+  };
+
+  bool start(ExpertKey key, Lane lane);
+  bool start_chunk(Transfer& transfer);  // false when none is left
+  void start_all_chunks(Transfer& transfer);
+  void start_wishes();
+  void poll(Transfer& transfer);
+  bool all_started(const Transfer& transfer) const;
+  void finish(const Transfer& transfer, std::vector<Ending>& ended);
+  void evicted(ExpertKey key);
+  Transfer* find(ExpertKey key);
+  const Transfer* find(ExpertKey key) const;
+  int prefetch_chunks_in_flight() const;
+
+  const WeightStore& store_;
+  Backend& backend_;
+  Cache& cache_;
+  std::span<std::byte> arena_;
+  Recorder& recorder_;
+  MoverOptions options_;
+  std::vector<Transfer> moving_;            // few: at most the experts of some layers
+  std::vector<Prefetch> wishes_;            // not started, soonest last
+  std::vector<std::uint64_t> unused_;       // [experts] bytes a prefetch brought, not used yet
+};
+
+}  // namespace prophet
