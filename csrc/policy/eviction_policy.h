@@ -22,6 +22,9 @@ class CacheView {
   virtual ~CacheView() = default;
   // Resident in the pool that needs room, not leased, not loading.
   virtual bool evictable(ExpertKey key) const = 0;
+  // The one layer whose experts can be evictable here, or nothing when any layer's can. Lets a
+  // policy look at one layer instead of all of them.
+  virtual std::optional<std::int32_t> layer() const { return std::nullopt; }
 };
 
 class EvictionPolicy {
