@@ -15,10 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NEEDS = (
-    "prophet-moe: the native module did not build. It needs a C++20 compiler (GCC >= 11 or Clang >= 14; "
-    "Debian: apt-get install g++). Choose one with CXX=..., see the compiler's own words above."
-)
+COMPILER = "a C++20 compiler (GCC >= 11 or Clang >= 14; Debian: apt-get install g++; choose with CXX=...)"
 
 
 class CMakeBuild(build_ext):
@@ -44,6 +41,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
+        print(f"prophet-moe: building the native module; this needs {COMPILER}", flush=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
         try:
             subprocess.run(configure, check=True)
@@ -51,7 +49,9 @@ class CMakeBuild(build_ext):
                 ["cmake", "--build", str(build), "--target", ext.name, "--parallel", jobs], check=True
             )
         except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"{NEEDS} ({error})") from error
+            raise SystemExit(
+                f"prophet-moe: the native module did not build; the reason is above. It needs {COMPILER}."
+            ) from error
         if not self.inplace:
             stubs = target.parent / f"{ext.name}-stubs"
             stubs.mkdir(exist_ok=True)
