@@ -1,0 +1,198 @@
+"""The run report: one schema for run, bench, demo and whatever comes later (docs/formats.md).
+
+A report is made of marks: a clock and the engine's counters, taken when the logits of a token are
+ready. The first mark closes the prefill, each later one a decode step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_MOVED = ("bytes_demand", "bytes_prefetch_used", "bytes_prefetch_late", "bytes_prefetch_wasted")
+COUNTERS = (
+    *_MOVED,
+    "hits_resident",
+    "hits_in_flight",
+    "misses",
+    "stall_ns",
+    "busy_ns",
+    "evictions",
+    "evicted_before_use",
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment of a run: time.perf_counter_ns() and Engine.counters() (empty without an engine)."""
+
+    at_ns: int
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and percentiles of decode steps, milliseconds; all None when there was none."""
+
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Time that layers waited for bytes, milliseconds: the whole run, and per decode step."""
+
+    total: float
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes moved in the whole run by what became of them; per_token: moved per decode step."""
+
+    demand: int
+    prefetch_used: int
+    prefetch_late: int
+    prefetch_wasted: int
+    per_token: float | None
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where experts stood when the router asked for them."""
+
+    resident: int
+    in_flight: int
+    miss: int
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run; field for field the JSON object that `--json` prints."""
+
+    model: str
+    backend: str
+    system: str
+    exact: bool
+    budget_bytes: int
+    expert_slots: int
+    experts_total: int
+    expert_bytes: int
+    prompt_tokens: int
+    new_tokens: int
+    token_ids: list[int]
+    text: str | None
+    ttft_ms: float | None
+    tpot_ms: Spread
+    bytes: Bytes
+    hits: Hits
+    stall_ms: Stall
+    overlap_fraction: float | None
+    link_busy_fraction: float | None
+    evictions: int
+    evicted_before_use: int
+    peak_rss_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and numbers, keys in the order of the schema."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes moved in the whole run, whatever became of them."""
+        moved = self.bytes
+        return moved.demand + moved.prefetch_used + moved.prefetch_late + moved.prefetch_wasted
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of routed experts that were resident when asked for; None when none was asked for."""
+        asked = self.hits.resident + self.hits.in_flight + self.hits.miss
+        return self.hits.resident / asked if asked else None
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value that `share` of all values do not exceed (interpolated); None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * share
+    low, high = math.floor(place), math.ceil(place)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _delta(later: Mark, earlier: Mark, key: str) -> int:
+    return later.counters.get(key, 0) - earlier.counters.get(key, 0)
+
+
+def _moved(later: Mark, earlier: Mark) -> int:
+    return sum(_delta(later, earlier, key) for key in _MOVED)
+
+
+def _spread(steps: Sequence[float]) -> Spread:
+    mean = sum(steps) / len(steps) if steps else None
+    return Spread(mean, percentile(steps, 0.5), percentile(steps, 0.9), percentile(steps, 0.99))
+
+
+def build_report(
+    begun: Mark,
+    marks: Sequence[Mark],
+    *,
+    model: str,
+    backend: str,
+    system: str,
+    exact: bool,
+    budget_bytes: int,
+    expert_slots: int,
+    experts_total: int,
+    expert_bytes: int,
+    prompt_tokens: int,
+    token_ids: Sequence[int],
+    text: str | None,
+    peak_rss_bytes: int,
+) -> RunReport:
+    """A report from the mark before the prefill and one mark for each token."""
+    last = marks[-1] if marks else begun
+    pairs = list(zip(marks, marks[1:], strict=False))
+    total = {key: _delta(last, begun, key) for key in COUNTERS}
+    stalls = [_delta(later, earlier, "stall_ns") / 1e6 for earlier, later in pairs]
+    busy, wall = total["busy_ns"], last.at_ns - begun.at_ns
+    return RunReport(
+        model=model,
+        backend=backend,
+        system=system,
+        exact=exact,
+        budget_bytes=budget_bytes,
+        expert_slots=expert_slots,
+        experts_total=experts_total,
+        expert_bytes=expert_bytes,
+        prompt_tokens=prompt_tokens,
+        new_tokens=len(token_ids),
+        token_ids=list(token_ids),
+        text=text,
+        ttft_ms=(marks[0].at_ns - begun.at_ns) / 1e6 if marks else None,
+        tpot_ms=_spread([(later.at_ns - earlier.at_ns) / 1e6 for earlier, later in pairs]),
+        bytes=Bytes(
+            demand=total["bytes_demand"],
+            prefetch_used=total["bytes_prefetch_used"],
+            prefetch_late=total["bytes_prefetch_late"],
+            prefetch_wasted=total["bytes_prefetch_wasted"],
+            per_token=_moved(marks[-1], marks[0]) / len(pairs) if pairs else None,
+        ),
+        hits=Hits(total["hits_resident"], total["hits_in_flight"], total["misses"]),
+        stall_ms=Stall(total["stall_ns"] / 1e6, percentile(stalls, 0.5), percentile(stalls, 0.99)),
+        overlap_fraction=min(1.0, max(0.0, 1 - total["stall_ns"] / busy)) if busy > 0 else None,
+        link_busy_fraction=min(1.0, busy / wall) if wall > 0 else None,
+        evictions=total["evictions"],
+        evicted_before_use=total["evicted_before_use"],
+        peak_rss_bytes=peak_rss_bytes,
+    )

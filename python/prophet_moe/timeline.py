@@ -1,0 +1,101 @@
+"""The engine's timeline as a Chrome trace: open it in Perfetto or chrome://tracing.
+
+Events that overlap in time share no track, because the format draws a track as a stack: a kind of
+event that runs in parallel (reads at depth 16) is spread over as many tracks as it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLUMNS = ("begin", "end", "kind", "layer", "expert", "bytes")
+# The order of tracks from top to bottom, by what a kind's name contains; others follow.
+_ORDER = ("layer", "stall", "compute", "demand", "prefetch", "read")
+
+
+def _rank(kind: str) -> int:
+    return next((rank for rank, word in enumerate(_ORDER) if word in kind), len(_ORDER))
+
+
+def _tracks(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[int]:
+    """For each event (sorted by begin) the first track that is free by then."""
+    free: list[int] = []
+    out: list[int] = []
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        track = next((i for i, until in enumerate(free) if until <= begin), len(free))
+        if track == len(free):
+            free.append(end)
+        else:
+            free[track] = end
+        out.append(track)
+    return out
+
+
+def chrome_trace(columns: Mapping[str, NDArray[np.int64]], kinds: Sequence[str], title: str) -> dict[str, Any]:
+    """The trace object of Engine.timeline() and Engine.timeline_kinds().
+
+    columns: begin, end (nanoseconds), kind (an index into `kinds`), layer, expert (negative: none),
+    bytes; all of one length. Raises ValueError when a column is missing or a kind has no name.
+    """
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise ValueError(f"the timeline has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}.")
+    kind = columns["kind"]
+    if kind.size and not 0 <= int(kind.min()) <= int(kind.max()) < len(kinds):
+        raise ValueError(f"the timeline names kind {int(kind.max())}, and only {len(kinds)} kinds are known.")
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "pid": 1, "tid": 0, "name": "process_name", "args": {"name": title}},
+    ]
+    zero = int(columns["begin"].min()) if kind.size else 0
+    tid = 0
+    for number in sorted(range(len(kinds)), key=lambda index: (_rank(kinds[index]), index)):
+        rows = np.flatnonzero(kind == number)
+        rows = rows[np.argsort(columns["begin"][rows], kind="stable")]
+        if not rows.size:
+            continue
+        tracks = _tracks(columns["begin"][rows], columns["end"][rows])
+        for track in range(max(tracks) + 1):
+            name = kinds[number] if max(tracks) == 0 else f"{kinds[number]} {track + 1}"
+            about = {"ph": "M", "pid": 1, "tid": tid + track}
+            events.append({**about, "name": "thread_name", "args": {"name": name}})
+            events.append({**about, "name": "thread_sort_index", "args": {"sort_index": tid + track}})
+        for row, track in zip(rows.tolist(), tracks, strict=True):
+            events.append(_event(columns, row, kinds[number], tid + track, zero))
+        tid += max(tracks) + 1
+    return {"displayTimeUnit": "ms", "traceEvents": events}
+
+
+def _event(
+    columns: Mapping[str, NDArray[np.int64]], row: int, kind: str, tid: int, zero: int
+) -> dict[str, Any]:
+    begin, end = int(columns["begin"][row]), int(columns["end"][row])
+    layer, expert, size = (int(columns[name][row]) for name in ("layer", "expert", "bytes"))
+    args = {key: value for key, value in (("layer", layer), ("expert", expert)) if value >= 0}
+    if size > 0:
+        args["bytes"] = size
+    where = " ".join(f"{key} {args[key]}" for key in ("layer", "expert") if key in args)
+    return {
+        "ph": "X",
+        "pid": 1,
+        "tid": tid,
+        "name": f"{kind} {where}".strip(),
+        "cat": kind,
+        "ts": (begin - zero) / 1000,  # microseconds, as the format wants
+        "dur": (end - begin) / 1000,
+        "args": args,
+    }
+
+
+def write_timeline(path: str | os.PathLike[str], engine: Any, title: str) -> int:
+    """Writes the trace of an engine made with timeline=True; the number of events written."""
+    columns = engine.timeline()
+    trace = chrome_trace(columns, engine.timeline_kinds(), title)
+    Path(path).write_text(json.dumps(trace))
+    return int(columns["begin"].size)
