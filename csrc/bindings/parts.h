@@ -1,0 +1,19 @@
+// The parts of the Python module, one function per topic.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "core/types.h"
+
+namespace prophet {
+
+void register_errors(pybind11::module_& m);
+void register_engine(pybind11::module_& m);
+void register_machine(pybind11::module_& m);
+
+// "f32", "f16", "bf16"; throws InvalidArgument naming what it got.
+DType dtype_from_name(const std::string& name);
+
+}  // namespace prophet
