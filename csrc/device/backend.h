@@ -43,8 +43,9 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string name() const = 0;         // "cpu", "cuda", "sim"
-  virtual std::string description() const = 0;  // one line for `prophet doctor`: "io_uring, O_DIRECT, depth 16"
+  virtual std::string name() const = 0;  // "cpu", "cuda", "sim"
+  virtual std::string description()
+      const = 0;  // one line for `prophet doctor`: "io_uring, O_DIRECT, depth 16"
 
   // The fast tier: `bytes` of memory aligned to at least 4096, once per backend. It lives as
   // long as the backend. Throws InvalidArgument when it cannot be had, saying how much was asked.
@@ -61,13 +62,13 @@ class Backend {
   // the unit of cancellation and the longest delay a demand can meet.
   virtual Ticket copy(Lane lane, std::byte* to, const Extent& from) = 0;
 
-  virtual bool poll(Ticket ticket) = 0;                       // landed? throws ReadError if it failed
+  virtual bool poll(Ticket ticket) = 0;  // landed? throws ReadError if it failed
   virtual void wait_any(std::span<const Ticket> tickets) = 0;  // until one is done or failed
-  virtual void wait(Ticket ticket) = 0;                       // until done; throws ReadError
+  virtual void wait(Ticket ticket) = 0;                        // until done; throws ReadError
 
-  virtual Ticket mark(Stream compute) = 0;                 // all compute queued so far
-  virtual void after(Lane lane, Ticket ticket) = 0;        // no later copy starts before it
-  virtual void after(Stream compute, Ticket ticket) = 0;   // no later compute starts before it
+  virtual Ticket mark(Stream compute) = 0;                // all compute queued so far
+  virtual void after(Lane lane, Ticket ticket) = 0;       // no later copy starts before it
+  virtual void after(Stream compute, Ticket ticket) = 0;  // no later compute starts before it
 
   virtual Nanos now() const = 0;  // the only clock
   virtual LaneStats stats(Lane lane) const = 0;
