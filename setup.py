@@ -35,7 +35,6 @@ class CMakeBuild(build_ext):
             "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DPROPHET_PYTHON=ON",
-            f"-DPROPHET_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",

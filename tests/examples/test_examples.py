@@ -1,0 +1,61 @@
+"""Every example runs as a reader would run it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    """What examples/NAME.py prints; it must end well, offline, within its minute."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,  # a minute on an idle machine
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_generate() -> None:
+    assert "Permission is hereby granted" in run("01_generate")
+
+
+def test_plain_pytorch_moe() -> None:
+    said = run("02_plain_pytorch_moe")
+    assert re.search(r"6 of 16 experts in memory, [\d,]+ bytes read", said)
+
+
+def test_budget_and_report() -> None:
+    said = run("03_budget_and_report")
+    assert "refused before loading" in said
+    assert "same tokens" in said
+
+
+@pytest.mark.slow
+def test_remake_reference_model(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(24):
+        (texts / f"{i}.txt").write_text(" ".join(f"line {j} of text {i} says {i * j};" for j in range(400)))
+    said = run("remake_reference_model", str(tmp_path / "out"), str(texts), "--steps", "20", "--quick")
+    losses = [float(found) for found in re.findall(r"loss (\d+\.\d+)", said)]
+    assert losses[-1] < losses[0], "twenty steps taught it nothing"
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "model.layers.0.mlp.experts.31.down_proj.weight" in names
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_every_example_is_tested() -> None:
+    tested = Path(__file__).read_text()
+    untested = [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in tested]
+    assert not untested, f"add tests of {untested}"
