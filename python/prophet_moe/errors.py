@@ -1,0 +1,35 @@
+"""Everything Prophet raises on purpose, each with a sentence that names the culprit and the way out.
+
+The native module's types are the roots: `except ProphetError` catches both worlds.
+"""
+
+from prophet_ext import InvalidArgument, ProphetError, ReadError, StateError
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "InvalidArgument",
+    "ProphetError",
+    "ReadError",
+    "StateError",
+    "UnsupportedModelError",
+]
+
+
+class CheckpointError(ProphetError):
+    """The files of a model are missing, damaged, or contradict each other."""
+
+
+class UnsupportedModelError(ProphetError):
+    """The model is sound, but of a kind this release does not run."""
+
+
+class BudgetError(ProphetError, ValueError):
+    """The memory asked for cannot hold what must stay resident.
+
+    `minimum_bytes` is the smallest budget that would do; None where no budget could.
+    """
+
+    def __init__(self, message: str, minimum_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.minimum_bytes = minimum_bytes

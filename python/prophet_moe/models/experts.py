@@ -1,0 +1,185 @@
+"""The one experts function, registered with transformers under the name "prophet".
+
+    fn(module, hidden_states [N,H], top_k_index [N,K] int64, top_k_weights [N,K]) -> [N,H]
+
+Two ways to the same sum. *Native*: the engine computes decode-sized batches with its own kernels,
+addresses in, nothing else in between. *Leased*: torch computes on leased views of the arena, one expert
+after the other while later ones are still being read; used for prefill, for exact results, and for
+layouts the kernels do not know.
+
+Leased results equal transformers' eager loop bit for bit. That needs: experts ascending; rows of
+an expert ordered by (k, token); one matrix product for gate and up together; the bias as an addition
+of its own; the routing weight last; sums in the element type the eager loop uses.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from prophet_ext import Engine, Lease
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from prophet_moe.errors import StateError, UnsupportedModelError
+from prophet_moe.models.families import sum_dtype
+
+IMPLEMENTATION = "prophet"
+LAYER = "_prophet_layer"  # key in module.__dict__: kept out of the state dict
+
+NATIVE_DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+# Rows up to which the native kernels are used: beyond, torch's matrix products are faster.
+NATIVE_ROWS = 32
+
+# Where torch's own tensors begin. Matrix products may round differently from another start.
+_ALIGNED = 64
+
+
+@dataclass
+class MoeLayer:
+    """What an experts module needs to find its experts; one per MoE layer, made at load."""
+
+    engine: Engine
+    number: int  # MoE layer, from 0 in forward order
+    experts: int
+    top_k: int
+    native_rows: int  # 0: never native
+    arena: torch.Tensor  # uint8, every slot
+    pieces: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: tuple[int, ...]
+    stored: torch.dtype
+    compute: torch.dtype
+    align: bool  # copy matrices that do not begin where torch's would (exact results)
+
+    def matrices(self, offsets: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Views of one leased expert by parameter name (gate_up, down, ...), in the compute dtype."""
+        views = dict(zip(self.pieces, offsets, strict=True))
+        sizes = dict(zip(self.pieces, zip(self.bytes, self.shapes, strict=True), strict=True))
+        found = {}
+        for suffix in ("", "_bias"):
+            if "gate" + suffix not in views:
+                continue
+            gate, up = views.pop("gate" + suffix), views.pop("up" + suffix)
+            (count, shape), (_, other) = sizes["gate" + suffix], sizes["up" + suffix]
+            joint = (shape[0] + other[0], *shape[1:])
+            if up == gate + count:
+                found["gate_up" + suffix] = self._view(gate, 2 * count, joint)
+            else:
+                parts = (self._view(gate, count, shape, align=False), self._view(up, count, other, align=False))
+                found["gate_up" + suffix] = torch.cat(parts)
+        for name, offset in views.items():
+            found[name] = self._view(offset, *sizes[name])
+        return found
+
+    def _view(self, offset: int, count: int, shape: tuple[int, ...], align: bool = True) -> torch.Tensor:
+        raw = self.arena[offset : offset + count]
+        if offset % self.stored.itemsize or (align and self.align and offset % _ALIGNED):
+            raw = raw.clone()
+        return raw.view(self.stored).view(shape).to(self.compute)
+
+
+def experts_forward(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Serves one MoE layer. Raises ReadError, StateError (closed), and InvalidArgument."""
+    layer: MoeLayer | None = module.__dict__.get(LAYER)
+    if layer is None:
+        if hidden_states.is_meta:
+            return torch.empty_like(hidden_states)
+        raise StateError("this model has no experts to serve: it was not loaded by prophet_moe.load, or was detached.")
+    if hidden_states.requires_grad:
+        raise UnsupportedModelError("Prophet runs inference only: gradients do not pass through offloaded experts.")
+    tokens, width = hidden_states.shape[0], top_k_index.shape[1]
+    if width > layer.top_k:
+        raise UnsupportedModelError(
+            f"the router asks for {width} experts per token, the configuration said {layer.top_k}; "
+            "please report this model."
+        )
+    if 0 < tokens <= layer.native_rows:
+        x, ids, weights = hidden_states.contiguous(), top_k_index.contiguous(), top_k_weights.contiguous()
+        out = torch.empty_like(x)
+        layer.engine.forward(
+            layer.number,
+            tokens,
+            x.data_ptr(),
+            NATIVE_DTYPES[x.dtype],
+            ids.data_ptr(),
+            weights.data_ptr(),
+            NATIVE_DTYPES[weights.dtype],
+            out.data_ptr(),
+            width,
+        )
+        return out
+    return _leased(layer, module, hidden_states, top_k_index, top_k_weights)
+
+
+def _leased(
+    layer: MoeLayer, module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    out = torch.zeros_like(hidden, dtype=sum_dtype(module, hidden.dtype, weights.dtype))
+    tokens = hidden.shape[0]
+    flat, flat_weights = index.T.reshape(-1), weights.T.reshape(-1, 1)
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=layer.experts)[: layer.experts].tolist()
+    ends, end = {}, 0
+    for expert, count in enumerate(counts):
+        end += count
+        if count:
+            ends[expert] = (end - count, end)
+    layer.engine.step(layer.number)
+    for expert, offsets in _in_order(layer, list(ends)):
+        rows = order[slice(*ends[expert])]
+        token = rows % tokens
+        y = _one_expert(module, hidden[token], layer.matrices(offsets))
+        out.index_add_(0, token, (y * flat_weights[rows]).to(out.dtype))
+    return out.to(hidden.dtype)
+
+
+def _one_expert(module: Any, x: torch.Tensor, matrices: dict[str, torch.Tensor]) -> torch.Tensor:
+    first = "gate_up" if module.has_gate else "up"
+    y = _project(x, matrices[first], matrices.get(first + "_bias"), module.is_transposed)
+    y = module._apply_gate(y) if module.has_gate else module.act_fn(y)
+    y = _project(y, matrices["down"], matrices.get("down_bias"), module.is_transposed)
+    if getattr(module, "has_post_expert_norm", False):  # transformers before 5.20 has no such flag
+        y = module.post_expert_norm(y)
+    return y
+
+
+def _project(
+    x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, transposed: bool
+) -> torch.Tensor:
+    y = x @ matrix if transposed else F.linear(x, matrix)
+    return y if bias is None else y + bias
+
+
+def _in_order(layer: MoeLayer, experts: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Leases `experts` (ascending) one by one and yields each with its offsets once it has landed.
+
+    As many as there are slots are leased ahead, so reads overlap with the caller's arithmetic. Where
+    they cannot all be, those already resident are leased first: a read for one expert must not
+    evict another that this same call needs.
+    """
+    engine, number = layer.engine, layer.number
+    room = engine.pool_slots(number)
+    held: dict[int, Lease] = {}
+    try:
+        if len(experts) > room:
+            for expert in experts:
+                if len(held) < room - 1 and engine.state(number, expert) in ("resident", "leased"):
+                    held[expert] = engine.lease(number, [expert])
+        waiting = deque(expert for expert in experts if expert not in held)
+        for expert in experts:
+            while waiting and len(held) < room:
+                held[waiting[0]] = engine.lease(number, [waiting[0]])
+                waiting.popleft()
+            yield expert, held[expert].wait(expert)
+            held.pop(expert).release()
+    finally:
+        for lease in held.values():
+            lease.release()
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)

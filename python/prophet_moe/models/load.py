@@ -1,0 +1,254 @@
+"""`load`: a working transformers model whose experts stay on disk until the router asks for them."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from prophet_ext import Engine
+from transformers import GenerationConfig
+
+from prophet_moe.errors import CheckpointError, InvalidArgument
+from prophet_moe.models.activations import recognise
+from prophet_moe.models.checkpoint import TensorReader
+from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, NATIVE_ROWS, MoeLayer
+from prophet_moe.models.inspect import Blueprint, make_blueprint
+from prophet_moe.models.offload import Offload, attach
+from prophet_moe.models.stubs import parameterless
+
+# A system is a combination of decisions with a name: (eviction policy, keep experts after use).
+SYSTEMS = {
+    "on-demand": ("lru", False),
+    "lru": ("lru", True),
+    "lfu": ("lfu", True),
+    "lfru": ("lfru", True),
+    "expected-next-use": ("expected-next-use", True),
+}
+AUTO_SYSTEM = "expected-next-use"
+DEFAULT_CONTEXT = 2048
+
+_DTYPE_NAMES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "f32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "f16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+Progress = Callable[[int, int], None]  # (bytes read so far, bytes to read)
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    budget: int | str | None = "auto",
+    slots: int | str | None = None,
+    exact: bool = False,
+    system: str = "auto",
+    backend: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    threads: int | None = None,
+    pool: str = "global",
+    context: int | None = None,
+    io: str = "auto",
+    timeline: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Loads a Mixture-of-Experts language model without materialising its experts.
+
+    model: a folder of safetensors shards, a Hub id, or "reference-moe".
+    budget: bytes (int) or a size such as "8GiB" that bounds the peak resident memory of this process; "auto"
+        takes what the machine or its cgroup can spare.
+    slots: names the arena exactly, in experts, instead of a budget.
+    exact: results equal transformers' eager experts bit for bit (slower decode).
+    system: on-demand, lru, lfu, lfru, expected-next-use, or auto.
+    dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
+    threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
+    pool: "global" lets any slot hold any expert, "per-layer" divides the slots evenly.
+    context: tokens the KV cache must hold within the budget; None: at most 2048.
+    progress: called with (bytes read, bytes to read) of the resident weights.
+
+    Returns the model in eval mode: generate() and the rest of transformers work unchanged. Raises
+    CheckpointError, UnsupportedModelError, BudgetError, InvalidArgument, ReadError.
+    """
+    from prophet_moe.budget import plan_memory
+
+    if system != "auto" and system not in SYSTEMS:
+        raise InvalidArgument(f"system is auto, {', '.join(SYSTEMS)}, not {system!r}.")
+    if backend not in ("auto", "cpu"):
+        raise InvalidArgument(f"backend {backend!r} is not in this build: use cpu (or auto).")
+    if threads is not None and threads < 1:
+        raise InvalidArgument(f"threads is at least 1, not {threads}.")
+    if context is not None and context < 1:
+        raise InvalidArgument(f"context is at least 1 token, not {context}.")
+    blueprint = make_blueprint(model, dtype=_dtype(dtype))
+    info = blueprint.info
+    tokens = context or min(DEFAULT_CONTEXT, info.max_context or DEFAULT_CONTEXT)
+    plan = plan_memory(info, budget=None if slots is not None else budget, slots=slots, context=tokens)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    name = AUTO_SYSTEM if system == "auto" else system
+    policy, keep = SYSTEMS[name]
+    engine = Engine(
+        files=[str(path) for path in info.files],
+        pieces=blueprint.index.table,
+        top_k=info.top_k,
+        slots=plan.slots,
+        policy=policy,
+        pool=pool,
+        keep=keep,
+        io=io,
+        threads=threads or 0,
+        timeline=timeline,
+    )
+    try:
+        loaded, read = _load_resident(blueprint, progress)
+        offload = Offload(engine, info, plan, name, engine.backend, exact, False, None, read)
+        _bind(loaded, blueprint, offload)
+        attach(loaded, offload)
+    except BaseException:
+        engine.close()
+        raise
+    return loaded
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else _DTYPE_NAMES.get(dtype)
+    if found not in NATIVE_DTYPES:
+        raise InvalidArgument(f"dtype is float32, float16 or bfloat16, not {dtype!r}.")
+    return found
+
+
+def _load_resident(blueprint: Blueprint, progress: Progress | None) -> tuple[Any, int]:
+    """The model with every weight but the experts', and the bytes read for it."""
+    info, checkpoint, index = blueprint.info, blueprint.checkpoint, blueprint.index
+    total = sum(checkpoint.tensors[key].bytes for key in index.resident)
+    weights = {}
+    with TensorReader(checkpoint) as reader:
+        for key in index.resident:
+            weights[key] = reader.read(key)
+            if progress is not None:
+                progress(reader.bytes_read, total)
+    with parameterless(blueprint.experts_classes), _quiet():
+        # The concrete class: the auto class refuses to do without a path.
+        model, notes = blueprint.model_class.from_pretrained(
+            None,
+            config=info.config,
+            state_dict=weights,
+            dtype=info.dtype,
+            experts_implementation=IMPLEMENTATION,
+            output_loading_info=True,
+        )
+    absent = sorted(notes["missing_keys"])
+    if absent:
+        raise CheckpointError(
+            f"{info.directory} lacks {len(absent)} of the model's tensors, such as {absent[0]!r}: "
+            "files are missing, or config.json belongs to another model."
+        )
+    wrong = sorted(map(str, notes["mismatched_keys"])) + sorted(map(str, notes.get("error_msgs") or ()))
+    if wrong:
+        raise CheckpointError(
+            f"{info.directory}: tensors do not fit the model ({wrong[0]}): config and weights belong to different models."
+        )
+    model.config._name_or_path = str(info.directory)
+    if (info.directory / "generation_config.json").is_file():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(info.directory)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{info.directory / 'generation_config.json'} is not readable ({error}); get the file again, or remove it."
+            ) from error
+    # A missing expert needs the host in the middle of a layer: no captured graph can hold that.
+    model.generation_config.disable_compile = True
+    return model.requires_grad_(False).eval(), total
+
+
+def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
+    """Gives every experts module its layer of the engine."""
+    info, index, engine = blueprint.info, blueprint.index, offload.engine
+    modules = [model.get_submodule(name) for name in index.modules]
+    offload.modules = modules
+    if not offload.exact:
+        offload.activation = _set_native(modules, blueprint, engine)
+        offload.native = offload.activation is not None
+    arena = _arena(engine)
+    sizes = index.table[:, 0, :, 2].tolist()
+    for number, module in enumerate(modules):
+        module.__dict__[LAYER] = MoeLayer(
+            engine=engine,
+            number=number,
+            experts=info.experts_per_layer,
+            top_k=info.top_k,
+            native_rows=NATIVE_ROWS if offload.native else 0,
+            arena=arena,
+            pieces=index.pieces,
+            shapes=index.shapes[number],
+            bytes=tuple(sizes[number]),
+            stored=index.dtype,
+            compute=info.dtype,
+            align=offload.exact,
+        )
+
+
+def _set_native(modules: list[Any], blueprint: Blueprint, engine: Engine) -> str | None:
+    """Describes the experts to the native kernels; the activation's name, or None where they do not apply."""
+    info, index = blueprint.info, blueprint.index
+    first = modules[0]
+    # Weights are used as stored. Computing in a narrower type would need them rounded first.
+    if info.dtype not in (index.dtype, torch.float32):
+        return None
+    if first.is_transposed or first.has_bias or getattr(first, "has_post_expert_norm", False):
+        return None
+    if len(set(index.shapes)) > 1 or not set(index.pieces) <= {"gate", "up", "gate_up", "down"}:
+        return None
+    names = {recognise(module, info.inter) for module in modules}
+    activation = names.pop()
+    if names or activation is None:
+        return None
+    at = index.pieces.index
+    half = info.inter * info.hidden * index.dtype.itemsize
+    if not first.has_gate:
+        gate, up = (0, 0), (at("up"), 0)
+    elif "gate_up" in index.pieces:
+        gate, up = (at("gate_up"), 0), (at("gate_up"), half)
+    else:
+        gate, up = (at("gate"), 0), (at("up"), 0)
+    engine.set_ffn(
+        hidden=info.hidden,
+        inter=info.inter,
+        dtype=NATIVE_DTYPES[index.dtype],
+        activation=activation,
+        has_gate=bool(first.has_gate),
+        gate=gate,
+        up=up,
+        down=(at("down"), 0),
+    )
+    return activation
+
+
+def _arena(engine: Engine) -> torch.Tensor:
+    """Every slot as one uint8 tensor over the engine's memory; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(engine.arena(), dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bar: ours has already told what was read."""
+    bar = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
+
