@@ -1,21 +1,25 @@
 // Expected next use: the victim is the evictable expert whose next use is expected farthest ahead,
 // counted in layer steps from the layer that is running:
 //
-//     distance = d + (gap - 1) * layers
-//     d   = steps until the expert's layer runs again: 1 for the next layer, `layers` for the
-//           layer that is running now, whose next chance is a whole token away
-//     gap = min(1 / rate, kFarthest): expected turns of its own layer until it is used, >= 1
+//     distance = ahead + (gap - 1) * layers
+//     ahead = steps until the expert's layer runs again: 1 for the next layer, `layers` for the
+//             layer that is running now, whose next chance is a whole token away
+//     gap   = E[min(n, 8)], n = its layer's turns until it is used, each turn using it with
+//             probability `rate`;  with q = 1 - rate:  1 + q + ... + q^7 = (1+q)(1+q^2)(1+q^4)
 //
-// `rate` is how often its layer's turns (one per token while decoding) use the expert: the mean of
-// four moving averages, each  average <- decay * average + (1 - decay) * used  once per turn. Short
-// memories follow a change of subject, long ones know the model. Half-lives of the decays .5 .8 .95
-// .99: 1, 3, 14 and 69 turns. A rate starts at top_k / experts and outlives an eviction. An expert
-// that arrived ahead of its layer's turn was brought for it: its gap is 1 until then. Ties go to
-// the lowest index.
+// Truncated, because what lies beyond about one turnover of the cache does not change who leaves
+// first. A turn of a layer is one tick: one token while decoding, one forward pass in prefill.
 //
-// A turn fades all experts of the layer, but costs the same for any number of them: averages are
-// kept divided by `faded`, the layer's product of decays, and only that product is multiplied. It
-// is folded back into the averages long before it leaves the range of a double.
+//     rate = 0.2 * quick + 0.8 * slow,    average <- decay * average + (1 - decay) * used
+//
+// once per turn, decay 0.4 (half-life 0.8 turns) for quick and 0.96 (17 turns) for slow: the last
+// token's experts often return at once, the slow average knows the subject. Averages start at
+// top_k / experts and outlive an eviction. An expert that arrived ahead of its layer's turn was
+// brought for it: its gap is 1 until that turn is over. Ties go to the lowest index.
+//
+// Averages fade lazily: they are kept divided by `faded`, their layer's product of decays, and a
+// tick multiplies only that; long before it leaves the range of a double it is folded back into
+// them.
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -26,9 +30,9 @@
 namespace prophet {
 namespace {
 
-using Memory = std::array<double, 4>;
-constexpr Memory kDecay = {0.5, 0.8, 0.95, 0.99};
-constexpr double kFarthest = 1e4;
+using Averages = std::array<double, 2>;  // quick, slow
+constexpr Averages kDecay = {0.4, 0.96};
+constexpr Averages kWeight = {0.2, 0.8};
 constexpr double kFoldBelow = 1e-100;
 constexpr std::int64_t kNever = -1;
 
@@ -37,6 +41,7 @@ class ExpectedNextUse final : public EvictionPolicy {
   explicit ExpectedNextUse(const Geometry& geometry)
       : geometry_(geometry),
         layers_(std::size_t(geometry.layers)),
+        farthest_(std::size_t(geometry.layers)),
         experts_(std::size_t(geometry.total())) {
     const double chance = double(geometry.top_k) / geometry.experts_per_layer;
     for (Expert& expert : experts_) expert.average.fill(chance);
@@ -46,22 +51,25 @@ class ExpectedNextUse final : public EvictionPolicy {
 
   void tick(std::int32_t layer) override {
     running_ = layer;
+    farthest_[layer].known = false;
     Layer& at = layers_[layer];
     ++at.turn;
     for (std::size_t m = 0; m < kDecay.size(); ++m) at.faded[m] *= kDecay[m];
-    if (*std::min_element(at.faded.begin(), at.faded.end()) < kFoldBelow) fold(layer);
+    if (at.faded[0] < kFoldBelow) fold(layer);
   }
 
   void arrived(ExpertKey key) override {
     Expert& expert = experts_[geometry_.index(key)];
     expert.present = true;
     expert.awaited = layers_[key.layer].turn;
+    farthest_[key.layer].known = false;
   }
 
   void used(ExpertKey key) override {
     const Layer& layer = layers_[key.layer];
     Expert& expert = experts_[geometry_.index(key)];
     expert.awaited = kNever;
+    farthest_[key.layer].known = false;
     if (expert.counted == layer.turn) return;  // a later wave of the same turn
     expert.counted = layer.turn;
     for (std::size_t m = 0; m < kDecay.size(); ++m) {
@@ -69,27 +77,26 @@ class ExpectedNextUse final : public EvictionPolicy {
     }
   }
 
-  void left(ExpertKey key) override { experts_[geometry_.index(key)].present = false; }
+  void left(ExpertKey key) override {
+    experts_[geometry_.index(key)].present = false;
+    farthest_[key.layer].known = false;
+  }
 
   std::optional<ExpertKey> victim(const CacheView& view, ExpertKey) const override {
     const std::optional<std::int32_t> only = view.layer();
     const std::int32_t first = only.value_or(0);
     const std::int32_t last = only.value_or(geometry_.layers - 1);
-    double farthest = -1;
+    double most = -1;
     std::optional<ExpertKey> found;
     for (std::int32_t layer = first; layer <= last; ++layer) {
-      const double ahead =
-          layer > running_ ? layer - running_ : layer - running_ + geometry_.layers;
-      for (std::int32_t e = 0; e < geometry_.experts_per_layer; ++e) {
-        const ExpertKey key{layer, e};
-        const Expert& expert = experts_[geometry_.index(key)];
-        if (!expert.present) continue;
-        const double distance = ahead + (gap(expert, layers_[layer]) - 1) * geometry_.layers;
-        if (distance > farthest && view.evictable(key)) {
-          farthest = distance;
-          found = key;
-        }
-      }
+      Farthest& memo = farthest_[layer];
+      if (!memo.known) memo = search(layer, nullptr);
+      if (memo.expert < 0 || distance(layer, memo.gap) <= most) continue;
+      Farthest best = memo;
+      if (!view.evictable({layer, best.expert})) best = search(layer, &view);
+      if (best.expert < 0 || distance(layer, best.gap) <= most) continue;
+      most = distance(layer, best.gap);
+      found = ExpertKey{layer, best.expert};
     }
     return found;
   }
@@ -97,27 +104,54 @@ class ExpectedNextUse final : public EvictionPolicy {
  private:
   struct Layer {
     std::int64_t turn = 0;
-    Memory faded = {1, 1, 1, 1};
+    Averages faded = {1, 1};
   };
   struct Expert {
-    Memory average;                 // divided by its layer's `faded`
+    Averages average;               // divided by its layer's `faded`
     std::int64_t counted = kNever;  // turn of the last use
     std::int64_t awaited = kNever;  // turn of an arrival that no use has followed
     bool present = false;
+  };
+  // The expert of a layer with the largest gap.
+  struct Farthest {
+    std::int32_t expert = -1;  // -1: none
+    double gap = 0;
+    bool known = false;
   };
 
   static double gap(const Expert& expert, const Layer& layer) {
     if (expert.awaited == layer.turn) return 1;
     double rate = 0;
-    for (std::size_t m = 0; m < kDecay.size(); ++m) rate += expert.average[m] * layer.faded[m];
-    rate /= kDecay.size();
-    return std::clamp(1 / rate, 1.0, kFarthest);
+    for (std::size_t m = 0; m < kDecay.size(); ++m) {
+      rate += kWeight[m] * layer.faded[m] * expert.average[m];
+    }
+    const double q = 1 - rate, q2 = q * q;
+    return (1 + q) * (1 + q2) * (1 + q2 * q2);
+  }
+
+  // Among those present in `layer`, or among those evictable as well when a view is given.
+  Farthest search(std::int32_t layer, const CacheView* view) const {
+    Farthest best{-1, 0, true};
+    const Expert* experts = &experts_[geometry_.index({layer, 0})];
+    for (std::int32_t e = 0; e < geometry_.experts_per_layer; ++e) {
+      if (!experts[e].present) continue;
+      const double candidate = gap(experts[e], layers_[layer]);
+      if (candidate <= best.gap || (view && !view->evictable({layer, e}))) continue;
+      best.expert = e;
+      best.gap = candidate;
+    }
+    return best;
+  }
+
+  double distance(std::int32_t layer, double gap) const {
+    const std::int32_t ahead = layer - running_ + (layer > running_ ? 0 : geometry_.layers);
+    return ahead + (gap - 1) * geometry_.layers;
   }
 
   void fold(std::int32_t layer) {
-    Memory& faded = layers_[layer].faded;
+    Averages& faded = layers_[layer].faded;
     for (std::int32_t e = 0; e < geometry_.experts_per_layer; ++e) {
-      Memory& average = experts_[geometry_.index({layer, e})].average;
+      Averages& average = experts_[geometry_.index({layer, e})].average;
       for (std::size_t m = 0; m < kDecay.size(); ++m) average[m] *= faded[m];
     }
     faded.fill(1);
@@ -125,6 +159,7 @@ class ExpectedNextUse final : public EvictionPolicy {
 
   const Geometry geometry_;
   std::vector<Layer> layers_;
+  mutable std::vector<Farthest> farthest_;  // per layer, until anything in it changes
   std::vector<Expert> experts_;
   std::int32_t running_ = -1;  // before the first token every layer is ahead
 };

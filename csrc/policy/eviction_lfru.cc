@@ -14,12 +14,14 @@ namespace prophet {
 namespace {
 
 struct SmallerRate {
-  static double rate(const UseHistory& history, std::int64_t clock) {
-    return static_cast<double>(std::max<std::int64_t>(history.uses, 1)) /
-           static_cast<double>(clock - history.last + 1);
+  static double uses(const UseHistory& history) {
+    return static_cast<double>(std::max<std::int64_t>(history.uses, 1));
   }
+  // Fractions compared by cross multiplication: exact while the products stay below 2^53.
   bool operator()(const UseHistory& a, const UseHistory& b, std::int64_t clock) const {
-    return rate(a, clock) < rate(b, clock);
+    const double age_a = static_cast<double>(clock - a.last + 1);
+    const double age_b = static_cast<double>(clock - b.last + 1);
+    return uses(a) * age_b < uses(b) * age_a;
   }
 };
 
