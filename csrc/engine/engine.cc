@@ -71,7 +71,7 @@ void Engine::step(std::int32_t layer) {
 
 void Engine::collect() {
   ended_.clear();
-  mover_.pump(ended_);
+  mover_.collect(ended_);
   for (const Mover::Ending& ending : ended_) {
     for (Lease* lease : live_) {
       for (Lease::Entry& entry : lease->entries) {
@@ -145,6 +145,7 @@ void Engine::lease_locked(Lock& lock, std::int32_t layer, std::span<const std::i
   live_.push_back(&lease);
   try {
     admit(lock, lease);
+    mover_.start_wishes();  // after the demands: a wish takes no slot they need
   } catch (...) {
     release_locked(lease);
     throw;
@@ -190,6 +191,7 @@ void Engine::wait_for_change(Lock& lock, Lease& lease) {
   lock.lock();
   record(EventKind::stall, begin, backend_->now(), {lease.entries.front().key.layer, -1});
   collect();
+  mover_.start_wishes();
 }
 
 std::int32_t Engine::wait(Lease& lease, std::int32_t expert) {
@@ -233,6 +235,8 @@ void Engine::want(std::span<const Prefetch> wanted) {
     if (!geometry().contains(wish.key)) throw InvalidArgument("there is no " + name(wish.key));
   }
   mover_.want(wanted);
+  collect();
+  mover_.start_wishes();
   wake_.notify_all();
 }
 
@@ -241,6 +245,7 @@ void Engine::prefetch_thread() {
   std::vector<Ticket> tickets;
   while (!closed_) {
     collect();
+    mover_.start_wishes();
     tickets.clear();
     mover_.prefetch_tickets(tickets);
     if (tickets.empty()) {  // nothing moves, or no slot is free for what is wished

@@ -125,7 +125,7 @@ class Engine {
   using Lock = std::unique_lock<std::mutex>;
 
   void open_or_throw() const;
-  void collect();  // pumps the mover and tells the live leases what ended
+  void collect();  // tells the live leases what has ended
   void admit(Lock& lock, Lease& lease);
   void demand(Lock& lock, ExpertKey key);
   void lease_locked(Lock& lock, std::int32_t layer, std::span<const std::int32_t> experts,

@@ -109,7 +109,6 @@ void Mover::want(std::span<const Prefetch> wanted) {
   for (const Prefetch& wish : wanted) {
     cache_.policy().foreseen(wish.key, wish.confidence, wish.deadline);
   }
-  start_wishes();
 }
 
 int Mover::prefetch_chunks_in_flight() const {
@@ -121,6 +120,7 @@ int Mover::prefetch_chunks_in_flight() const {
 }
 
 void Mover::start_wishes() {
+  if (!prefetching()) return;
   int free = options_.prefetch_chunks - prefetch_chunks_in_flight();
   for (Transfer& transfer : moving_) {
     if (transfer.lane != Lane::prefetch) continue;
@@ -175,15 +175,14 @@ void Mover::finish(const Transfer& transfer, std::vector<Ending>& ended) {
   ended.push_back({key, {}});
 }
 
-void Mover::pump(std::vector<Ending>& out) {
-  if (moving_.empty() && wishes_.empty()) return;
+void Mover::collect(std::vector<Ending>& out) {
+  if (moving_.empty()) return;
   for (Transfer& transfer : moving_) poll(transfer);
   std::erase_if(moving_, [&](const Transfer& transfer) {
     if (!transfer.chunks.empty() || !(transfer.cancelled || all_started(transfer))) return false;
     finish(transfer, out);
     return true;
   });
-  start_wishes();
 }
 
 void Mover::tickets(ExpertKey key, std::vector<Ticket>& out) const {

@@ -51,8 +51,11 @@ class Mover {
   // The whole set of wished prefetches from now on.
   void want(std::span<const Prefetch> wanted);
 
-  // Starts what may start and collects what has ended, in order of landing. Cheap when idle.
-  void pump(std::vector<Ending>& ended);
+  // Collects what has ended. Cheap when idle. The caller leases what it was waiting for before it calls
+  // `start_wishes`, which may evict anything that is resident and not leased.
+  void collect(std::vector<Ending>& ended);
+  // Starts wished prefetches while their lane has room.
+  void start_wishes();
 
   // Tickets to wait for until something of `key` moves on.
   void tickets(ExpertKey key, std::vector<Ticket>& out) const;
@@ -88,7 +91,6 @@ class Mover {
   bool start(ExpertKey key, Lane lane);
   bool start_chunk(Transfer& transfer);  // false when none is left
   void start_all_chunks(Transfer& transfer);
-  void start_wishes();
   void poll(Transfer& transfer);
   bool all_started(const Transfer& transfer) const;
   void finish(const Transfer& transfer, std::vector<Ending>& ended);
