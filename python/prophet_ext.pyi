@@ -6,6 +6,7 @@ the caller's. Times are nanoseconds, sizes bytes.
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,10 @@ def set_kernel_isa(isa: str) -> None: ...
 def eviction_policies() -> list[str]: ...
 def build_info() -> dict[str, str]:
     """compiler, uring ("yes"/"no"), cuda, version."""
-def read_bandwidth(path: str, seconds: float, chunk_bytes: int, depth: int, io: str) -> dict[str, float]:
-    """Random reads of a file past the page cache: bytes_per_second, seconds, bytes, p50_ms, p99_ms."""
+def read_bandwidth(
+    path: str, seconds: float, chunk_bytes: int = 1 << 20, depth: int = 16, io: str = "auto"
+) -> dict[str, Any]:
+    """Random reads of a file past the page cache: bytes_per_second, seconds, bytes, p50_ms, p99_ms and io
+    (one line: how bytes were moved)."""
 def memory_bandwidth(threads: int, seconds: float) -> float:
     """Bytes per second that `threads` threads read from DRAM."""

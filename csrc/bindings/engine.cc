@@ -22,13 +22,6 @@ using Pieces = py::array_t<std::uint64_t, py::array::c_style | py::array::forcec
 
 constexpr std::size_t kTimelineEvents = 1'000'000;  // about 48 MB, kept only when asked for
 
-IoKind io_from_name(const std::string& name) {
-  if (name == "auto") return IoKind::auto_;
-  if (name == "uring") return IoKind::uring;
-  if (name == "pread") return IoKind::pread;
-  throw InvalidArgument("io is auto, uring or pread, not '" + name + "'");
-}
-
 PoolScope pool_from_name(const std::string& name) {
   if (name == "global") return PoolScope::global;
   if (name == "per-layer") return PoolScope::per_layer;
@@ -245,6 +238,13 @@ DType dtype_from_name(const std::string& name) {
   if (name == "f16") return DType::f16;
   if (name == "f32") return DType::f32;
   throw InvalidArgument("element type is bf16, f16 or f32, not '" + name + "'");
+}
+
+IoKind io_from_name(const std::string& name) {
+  if (name == "auto") return IoKind::auto_;
+  if (name == "uring") return IoKind::uring;
+  if (name == "pread") return IoKind::pread;
+  throw InvalidArgument("io is auto, uring or pread, not '" + name + "'");
 }
 
 void register_engine(py::module_& m) {

@@ -39,6 +39,27 @@ void register_machine(py::module_& m) {
         return read_bandwidth(threads, seconds);
       },
       py::arg("threads"), py::arg("seconds"));
+  m.def(
+      "read_bandwidth",
+      [](const std::string& path, double seconds, std::uint64_t chunk_bytes, int depth,
+         const std::string& io) {
+        ReadBandwidth measured;
+        {
+          const IoKind kind = io_from_name(io);
+          py::gil_scoped_release free;
+          measured = read_bandwidth(path, seconds, chunk_bytes, depth, kind);
+        }
+        py::dict out;
+        out["bytes_per_second"] = measured.bytes_per_second;
+        out["seconds"] = measured.seconds;
+        out["bytes"] = measured.bytes;
+        out["p50_ms"] = measured.p50_ms;
+        out["p99_ms"] = measured.p99_ms;
+        out["io"] = measured.io;
+        return out;
+      },
+      py::arg("path"), py::arg("seconds"), py::arg("chunk_bytes") = 1 << 20, py::arg("depth") = 16,
+      py::arg("io") = "auto");
 }
 
 }  // namespace prophet

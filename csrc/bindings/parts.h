@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/types.h"
+#include "device/cpu/cpu_backend.h"
 
 namespace prophet {
 
@@ -15,5 +16,7 @@ void register_machine(pybind11::module_& m);
 
 // "f32", "f16", "bf16"; throws InvalidArgument naming what it got.
 DType dtype_from_name(const std::string& name);
+// "auto", "uring", "pread"; the same.
+IoKind io_from_name(const std::string& name);
 
 }  // namespace prophet
