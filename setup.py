@@ -30,6 +30,7 @@ class CMakeBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
+            "--fresh",  # the last build's tools lived in an environment that is gone
             "-S", str(ROOT),
             "-B", str(build),
             "-G", "Ninja",
