@@ -12,9 +12,12 @@
 //  * leased:   at least one lease; a leased expert is never a victim.
 // A failed load returns to absent: its slot never counts as weights.
 //
-// Pools: `per_layer` divides the slots evenly among layers (a layer's experts compete only with each
-// other); `global` lets any slot hold any expert. The cache knows no tier, no file, no thread:
+// Pools: `per_layer` divides the slots evenly among layers (a layer's experts compete only with
+// each other); `global` lets any slot hold any expert. The cache knows no tier, no file, no thread:
 // its owner (the engine) holds the lock.
+//
+// A call that the expert's state forbids throws StateError and changes nothing; an expert or layer
+// that does not exist is InvalidArgument.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +36,8 @@ enum class PoolScope : std::uint8_t { global, per_layer };
 class Cache {
  public:
   // Throws InvalidArgument when a pool would have fewer slots than top_k: one token could not be
-  // served. per_layer gives the first (slots % layers) layers one slot more; slots above the number of
-  // experts are not used.
+  // served. per_layer gives the first (slots % layers) layers one slot more; slots above the number
+  // of experts are not used.
   Cache(const Geometry& geometry, std::int32_t slots, PoolScope scope,
         std::unique_ptr<EvictionPolicy> policy);
   ~Cache();
@@ -46,12 +49,13 @@ class Cache {
 
   Residency state(ExpertKey key) const;
   std::int32_t slot(ExpertKey key) const;  // -1 when absent
-  std::int32_t slots() const;
+  std::int32_t slots() const;              // those that are used: at most the number of experts
   std::int32_t pool_slots(std::int32_t layer) const;  // slots the layer can use at most
   std::int32_t resident_count() const;                // resident or leased
 
   // absent → queued: reserves a slot, evicting if none is free. Nothing when every slot of the
-  // pool is leased, queued or loading, or the policy refuses (see EvictionPolicy::victim).
+  // pool is leased, queued or loading, or the policy refuses (see EvictionPolicy::victim). A policy
+  // that names an expert which may not go is a StateError.
   std::optional<Placement> admit(ExpertKey key);
   void loading(ExpertKey key);  // queued → loading
   void landed(ExpertKey key);   // loading → resident
