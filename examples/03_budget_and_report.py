@@ -13,7 +13,7 @@ name = sys.argv[1] if len(sys.argv) > 1 else "reference-moe"
 def tokens(budget: str | int) -> list[int]:
     """Sixteen greedy tokens within `budget`, and a line about what it took."""
     model = prophet_moe.load(name, budget=budget, context=128)
-    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
     prompt = tokenizer("The President of the United States", return_tensors="pt")
     with torch.inference_mode():
         ids = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0].tolist()

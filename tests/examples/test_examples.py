@@ -19,7 +19,7 @@ def run(name: str, *arguments: str) -> str:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=240,  # a minute on an idle machine
+        timeout=400,  # under a minute on an idle machine
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

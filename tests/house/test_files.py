@@ -26,7 +26,7 @@ UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
 AUTHORSHIP = re.compile(
     r"\b(?:chatgpt|claude|copilot|anthropic|(?:coding|ai|sub-?) ?agents?|language model assistant)\b", re.I
 )
-WAITING = re.compile(r"\btime\.sleep\(|\bsleep_for\(|\busleep\(")
+WAITING = re.compile(r"\btime\.sleep\(")
 
 
 def offences(texts: dict[Path, str], pattern: re.Pattern[str]) -> list[str]:
