@@ -4,7 +4,9 @@
     python bench/e2e/make_checkpoint.py CHECKPOINT --size 12GB      # as many layers as that takes
 
 bf16 safetensors, one shard a layer, tensor names and config keys as in released Qwen3-MoE checkpoints,
-and a byte-level tokenizer (token id = byte). Weights are written in pieces of a few megabytes, so memory
+and a byte-level tokenizer (token id = byte). --embedding-std decides how much the router sees of the token:
+at 1, routing changes with every token and is near uniform, the worst case of a cache; at 0.02, as in a freshly
+initialised model, attention's average of the context drowns the token and most experts recur. Weights are written in pieces of a few megabytes, so memory
 stays bounded whatever the size. The folder appears under its name only when it is complete. Needs numpy.
 """
 
@@ -43,6 +45,7 @@ class Shape:
     head_dim: int = 64
     vocab: int = 512
     std: float = 0.02
+    embedding_std: float = 1.0
 
     @property
     def expert_bytes(self) -> int:
@@ -159,19 +162,21 @@ def weights(
         left -= take
 
 
-def write_shard(path: Path, shapes: Shapes, std: float, rng: np.random.Generator) -> None:
-    """One safetensors file with these tensors, in this order."""
+def write_shard(path: Path, shape: Shape, layer: int, rng: np.random.Generator) -> None:
+    """The safetensors file of one layer."""
+    shapes = shape.shard(layer)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    for name, sizes in shapes.items():
+        begin, end = end, end + 2 * math.prod(sizes)
+        header[name] = {"dtype": "BF16", "shape": list(sizes), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in shapes.items():
-            for piece in weights(name, shape, std, rng):
+        for name, sizes in shapes.items():
+            std = shape.embedding_std if "embed" in name else shape.std
+            for piece in weights(name, sizes, std, rng):
                 file.write(piece.tobytes())
 
 
@@ -227,9 +232,8 @@ def make_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> None:
     home: dict[str, str] = {}
     for layer in range(shape.layers):
         name = f"model-{layer + 1:05d}-of-{shape.layers:05d}.safetensors"
-        shapes = shape.shard(layer)
-        write_shard(unfinished / name, shapes, shape.std, np.random.default_rng([seed, layer]))
-        home |= dict.fromkeys(shapes, name)
+        write_shard(unfinished / name, shape, layer, np.random.default_rng([seed, layer]))
+        home |= dict.fromkeys(shape.shard(layer), name)
         print(f"shard {layer + 1} of {shape.layers}", file=sys.stderr, flush=True)
     index = {"metadata": {"total_size": shape.bytes}, "weight_map": home}
     (unfinished / "model.safetensors.index.json").write_text(json.dumps(index))

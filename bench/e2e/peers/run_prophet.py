@@ -4,6 +4,7 @@ from workload import Workload, unavailable
 
 workload = Workload(__doc__, budget="auto", slots=None, system="auto", timeline=None)
 try:
+    import prophet_ext
     import prophet_moe
     from forced import decode
 except (ImportError, OSError, RuntimeError) as error:
@@ -20,4 +21,4 @@ model = prophet_moe.load(
 )
 workload.loaded()
 decode(model, workload)
-workload.emit("prophet", prophet_moe.__version__, report=prophet_moe.report(model))
+workload.emit("prophet", prophet_ext.__version__, report=prophet_moe.report(model))
