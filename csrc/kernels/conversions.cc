@@ -8,6 +8,7 @@
 namespace prophet {
 
 void widen(DType from, const void* source, float* target, std::size_t n) {
+  if (n == 0) return;  // pointers to nothing may be null
   switch (from) {
     case DType::f32:
       std::memcpy(target, source, n * sizeof(float));
@@ -22,6 +23,7 @@ void widen(DType from, const void* source, float* target, std::size_t n) {
 }
 
 void narrow(const float* source, DType to, void* target, std::size_t n) {
+  if (n == 0) return;
   switch (to) {
     case DType::f32:
       std::memcpy(target, source, n * sizeof(float));

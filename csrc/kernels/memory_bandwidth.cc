@@ -17,7 +17,9 @@
 namespace prophet {
 namespace {
 
-constexpr std::size_t kPiece = std::size_t{1} << 20;
+constexpr std::size_t kMiB = std::size_t{1} << 20;
+constexpr std::size_t kPiece = kMiB / 8;
+constexpr std::size_t kRead = 64 * kMiB;
 
 double seconds_now() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -26,7 +28,7 @@ double seconds_now() {
 
 }  // namespace
 
-BandwidthProbe::BandwidthProbe(std::size_t bytes) : bytes_((bytes + kPiece - 1) / kPiece * kPiece) {
+BandwidthProbe::BandwidthProbe(std::size_t bytes) : bytes_((bytes + kMiB - 1) / kMiB * kMiB) {
   if (bytes_ == 0) {
     throw InvalidArgument(
         "a bandwidth probe of 0 bytes measures nothing; ask for more than the "
@@ -45,15 +47,19 @@ BandwidthProbe::BandwidthProbe(std::size_t bytes) : bytes_((bytes + kPiece - 1) 
 
 BandwidthProbe::~BandwidthProbe() { munmap(data_, bytes_); }
 
-double BandwidthProbe::pass(WorkerPool& pool) {
+double BandwidthProbe::read(WorkerPool& pool, std::size_t bytes) {
   const KernelSet& kernels = kernel_set();
+  const std::size_t pieces = (bytes + kPiece - 1) / kPiece;
+  const std::size_t first = next_;
+  const std::size_t all = bytes_ / kPiece;
+  next_ = (next_ + pieces) % all;
   std::atomic<std::uint64_t> folded{0};
   const double begin = seconds_now();
-  pool.run(static_cast<int>(bytes_ / kPiece), [&](int piece) {
-    const std::byte* data = data_ + static_cast<std::size_t>(piece) * kPiece;
-    folded.fetch_xor(kernels.fold(data, kPiece), std::memory_order_relaxed);
+  pool.run(static_cast<int>(pieces), [&](int i) {
+    const std::byte* piece = data_ + (first + static_cast<std::size_t>(i)) % all * kPiece;
+    folded.fetch_xor(kernels.fold(piece, kPiece), std::memory_order_relaxed);
   });
-  return static_cast<double>(bytes_) / (seconds_now() - begin);
+  return static_cast<double>(pieces * kPiece) / (seconds_now() - begin);
 }
 
 double read_bandwidth(int threads, double seconds) {
@@ -66,7 +72,7 @@ double read_bandwidth(int threads, double seconds) {
   std::vector<double> rates;
   const double end = seconds_now() + seconds;
   do {
-    rates.push_back(probe.pass(pool));
+    rates.push_back(probe.read(pool, kRead));
   } while (seconds_now() < end);
   const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
   std::nth_element(rates.begin(), middle, rates.end());

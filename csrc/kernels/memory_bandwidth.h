@@ -20,12 +20,17 @@ class BandwidthProbe {
   BandwidthProbe(const BandwidthProbe&) = delete;
   BandwidthProbe& operator=(const BandwidthProbe&) = delete;
 
-  // Reads the buffer once with all threads of the pool. Bytes per second.
-  double pass(WorkerPool& pool);
+  std::size_t bytes() const { return bytes_; }
+
+  // Reads the next `bytes` (rounded up to whole pieces of 128 KiB) with all threads of the pool,
+  // round and round the buffer. Bytes per second. Short reads tell the speed between two
+  // interruptions, on a machine that others use too.
+  double read(WorkerPool& pool, std::size_t bytes);
 
  private:
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
+  std::size_t next_ = 0;  // piece
 };
 
 // Median over passes that fill about `seconds`, at least one. Bytes per second that `threads`
