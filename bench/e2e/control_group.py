@@ -42,8 +42,9 @@ def find_hierarchies(mounts: str, membership: str) -> Hierarchies:
         for name in set(names) & {"unified", "memory"}:
             path = own.get("" if name == "unified" else name, "/")
             # In a container the mount may show a part of the tree only.
-            inside = path.removeprefix(root.rstrip("/")) if path.startswith(root) else "/"
-            folder = Path(point) / inside.lstrip("/")
+            top = root.rstrip("/") + "/"
+            inside = (path + "/").removeprefix(top) if (path + "/").startswith(top) else ""
+            folder = Path(point) / inside.strip("/")
             found[name] = folder if folder.is_dir() else Path(point)
     return Hierarchies(_delegating(found.get("unified")), found.get("memory"))
 

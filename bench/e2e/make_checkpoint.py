@@ -5,9 +5,10 @@
 
 bf16 safetensors, one shard a layer, tensor names and config keys as in released Qwen3-MoE checkpoints,
 and a byte-level tokenizer (token id = byte). --embedding-std decides how much the router sees of the token:
-at 1, routing changes with every token and is near uniform, the worst case of a cache; at 0.02, as in a freshly
-initialised model, attention's average of the context drowns the token and most experts recur. Weights are written in pieces of a few megabytes, so memory
-stays bounded whatever the size. The folder appears under its name only when it is complete. Needs numpy.
+at 1, routing changes with every token and is near uniform, the worst case of a cache; at 0.02, as in a
+freshly initialised model, attention's average of the context drowns the token and most experts recur.
+Weights are written in pieces of a few megabytes, so memory stays bounded whatever the size. The folder
+appears under its name only when it is complete. Needs numpy.
 """
 
 import argparse

@@ -2,11 +2,12 @@
 
 from workload import Workload, unavailable
 
-workload = Workload(__doc__, budget="auto", slots=None, system="auto", timeline=None)
+workload = Workload(__doc__, budget="auto", slots=None, system="auto")
 try:
+    from forced import decode
+
     import prophet_ext
     import prophet_moe
-    from forced import decode
 except (ImportError, OSError, RuntimeError) as error:
     unavailable("prophet", error)
 

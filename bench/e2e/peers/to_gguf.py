@@ -118,7 +118,7 @@ def tensors(folder: Path, layers: int, experts: int) -> list[Tensor]:
 def metadata(config: dict[str, int | float]) -> list[tuple[str, int, object]]:
     """Key, value type and value of the head; arrays as (type of the elements, elements)."""
     words = vocabulary(int(config["vocab_size"]))
-    kinds = [CONTROL if BOS <= token else NORMAL for token in range(len(words))]
+    kinds = [CONTROL if token >= BOS else NORMAL for token in range(len(words))]
     sizes = {
         "context_length": "max_position_embeddings",
         "embedding_length": "hidden_size",
