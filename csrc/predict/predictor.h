@@ -1,0 +1,60 @@
+// What will be needed? A predictor watches the router and forecasts; it decides nothing.
+//
+// Causality: after observe(l) of token t a predictor may use layers <= l of token t and
+// everything of earlier tokens, and nothing else. tests/csrc/predict holds every predictor to it by
+// scrambling the future.
+//
+// Two forecasts, for two uses. *Next use* serves eviction: how many turns of its own layer (one
+// turn per token while decoding) until an expert is used again. *Horizons* serve prefetch: the
+// probability that an expert of a coming layer is needed by the same token.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+
+namespace prophet {
+
+// What the router of one layer said for the tokens of one step. Arrays are [tokens, top_k], dense.
+struct Glimpse {
+  std::int32_t layer = 0;
+  std::int32_t tokens = 0;
+  std::int32_t top_k = 0;
+  const std::int32_t* experts = nullptr;  // ids outside the layer are ignored
+  const float* weights = nullptr;         // gate weights; null when unknown (then 1 / top_k each)
+  const float* hidden = nullptr;          // [tokens, H] tensor the router read; null when not recorded
+};
+
+// Needed with probability p, `horizon` layers after the observed one.
+struct Forecast {
+  ExpertKey key;
+  float p = 0;
+  std::int32_t horizon = 0;
+};
+
+class Predictor {
+ public:
+  virtual ~Predictor() = default;
+  virtual std::string name() const = 0;
+
+  // Forgets everything it has seen: a new, unrelated stream of tokens begins.
+  virtual void reset() = 0;
+
+  // The router of a layer has spoken.
+  virtual void observe(const Glimpse& glimpse) = 0;
+
+  // E[min(gap, H)] in turns, >= 1, for every expert of `layer`, which was observed last; `gaps` has
+  // experts_per_layer entries. False when this predictor has no opinion (gaps untouched).
+  virtual bool next_use(std::int32_t layer, std::span<float> gaps) {
+    (void)layer, (void)gaps;
+    return false;
+  }
+
+  // Appends forecasts for the layers after `layer`, which was observed last.
+  virtual void forecast(std::int32_t layer, std::vector<Forecast>& out) { (void)layer, (void)out; }
+};
+
+}  // namespace prophet
