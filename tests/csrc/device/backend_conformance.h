@@ -82,11 +82,13 @@ class BackendConformance : public testing::TestWithParam<RigMaker> {
   }
 
   void expect_content(const std::byte* at, const Extent& chunk) const {
-    for (std::uint64_t i = 0; i < held(chunk); ++i) {
-      ASSERT_EQ(at[i], ManualBackend::byte_at(chunk.file, chunk.offset + i))
-          << "byte " << i << " of " << chunk.bytes << " at " << chunk.offset << " of file "
-          << chunk.file;
-    }
+    const std::byte* end = at + held(chunk);
+    std::uint64_t offset = chunk.offset;
+    const auto wrong = std::find_if(at, end, [&](std::byte each) {
+      return each != ManualBackend::byte_at(chunk.file, offset++);
+    });
+    ASSERT_EQ(wrong, end) << "byte " << wrong - at << " of " << chunk.bytes << " at "
+                          << chunk.offset << " of file " << chunk.file;
   }
 
   std::unique_ptr<BackendRig> rig_;

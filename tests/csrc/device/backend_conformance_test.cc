@@ -30,7 +30,7 @@ TEST_P(BackendConformance, BringsAnyChunkAndNothingElse) {
   std::mt19937_64 random(7);
   constexpr std::uint64_t kMost = std::uint64_t{1} << 19;
   const std::byte untouched{0x5C};
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 12; ++round) {
     std::fill(memory_.begin(), memory_.end(), untouched);
     std::vector<std::pair<Ticket, Extent>> copies;
     std::vector<std::byte*> at;
@@ -168,7 +168,7 @@ TEST_P(BackendConformance, ServesManyThreads) {
     threads.emplace_back([this, t] {
       std::mt19937_64 random(100 + t);
       std::byte* own = memory_.data() + t * (kMemory / kThreads);
-      for (int i = 0; i < 40; ++i) {
+      for (int i = 0; i < 20; ++i) {
         Extent chunks[3];
         Ticket tickets[3];
         for (int c = 0; c < 3; ++c) {

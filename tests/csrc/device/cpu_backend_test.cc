@@ -2,12 +2,17 @@
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
-#include <sys/resource.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <future>
+#include <thread>
 
 #include "device/backend_conformance.h"
 #include "device/temp_files.h"
@@ -310,23 +315,32 @@ TEST(CpuBackend, RefusesMemoryThatCannotBeHad) {
   EXPECT_EQ(backend->fast_memory(4096).size(), 4096u);
 }
 
-// The ring needs a file descriptor: with none left, preads serve and the reason is told.
-TEST(CpuBackend, PreadsServeWhereIoUringCannotBeHad) {
-  rlimit limit;
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
-  rlimit none = limit;
-  none.rlim_cur = 0;
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
-  std::string description, refusal;
-  try {
-    description = make_cpu_backend({})->description();
-    make_cpu_backend(with(IoKind::uring, true, 8));
-  } catch (const InvalidArgument& error) {
-    refusal = error.what();
-  }
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
-  EXPECT_THAT(description, HasSubstr("pread x4 (no io_uring: "));
-  EXPECT_THAT(refusal, HasSubstr("use io=auto or io=pread"));
+// Forbids io_uring to the calling thread, as container runtimes do.
+bool forbid_uring() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program = {4, filter};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(CpuBackend, PreadsServeWhereIoUringIsForbidden) {
+  std::thread([] {
+    ASSERT_TRUE(forbid_uring());
+    TempFiles files;
+    const auto backend = make_cpu_backend({});
+    EXPECT_THAT(backend->description(), HasSubstr("pread x4 (no io_uring: "));
+    backend->open({files.make("weights", 0, 1 << 16)});
+    const auto memory = backend->fast_memory(1 << 16);
+    backend->wait(backend->copy(Lane::demand, memory.data(), {0, 0, 1 << 16, 0}));
+    EXPECT_EQ(memory[5000], ManualBackend::byte_at(0, 5000));
+    EXPECT_THAT([] { make_cpu_backend(with(IoKind::uring, true, 8)); },
+                testing::ThrowsMessage<InvalidArgument>(HasSubstr("use io=auto or io=pread")));
+  }).join();
 }
 
 }  // namespace
