@@ -18,14 +18,14 @@ from prophet_moe import machine
 from prophet_moe.errors import BudgetError
 
 MIB = 1 << 20
-PAGE = 4096
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {unit + "i": 1024**power for power, unit in enumerate("kmgt", 1)}
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?i?)b?", re.IGNORECASE)
 
-# Measured on torch 2.13 (CPU) with transformers 5.23; docs/formats.md says how. Code pages and
-# workspaces that libraries touch at their first forward, thread stacks, tokenizer, templates.
-FIRST_USE = 96 * MIB
+# Code pages and workspaces that libraries touch at their first forward; the account's tests hold this
+# bound against real processes (torch 2.13 on CPU, transformers 5.23: about 45 MiB with 2 threads).
+FIRST_USE = 56 * MIB
+FIRST_USE_PER_THREAD = 2 * MIB
 ENGINE_FIXED = 8 * MIB
 ENGINE_PER_EXPERT = 1024
 # An auto budget leaves this part of the machine's available memory to everybody else.
@@ -53,6 +53,10 @@ class ModelSize(Protocol):
     def dense_bytes(self) -> int: ...
     @property
     def kv_bytes_per_token(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
     @property
     def config(self) -> Any: ...
 
@@ -94,6 +98,12 @@ class MemoryPlan:
         """True when every expert has a slot: nothing is read twice."""
         return self.slots >= self.experts_total
 
+    def lines(self) -> list[str]:
+        """The account for people, one line an item."""
+        rows = [(item.name, item.bytes, item.why) for item in self.items]
+        rows.append(("in all", self.total_bytes, f"of a budget of {format_size(self.budget_bytes)}"))
+        return [f"{name:<26} {format_size(size):>11}  {why}" for name, size, why in rows]
+
 
 def parse_size(size: int | str) -> int:
     """Bytes of `8GiB`, `12GB`, `512m`, `1.5g` (k m g t: powers of 1000; ki mi gi ti: of 1024) or a count.
@@ -126,11 +136,13 @@ def parse_slots(slots: int | str, experts_total: int) -> int:
     text = str(slots).strip()
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(%?)", text)
     if match is None or isinstance(slots, bool):
-        raise ValueError(f"{slots!r} is not a number of slots: write a count such as 96 or a share such as 25%.")
+        raise ValueError(
+            f"{slots!r} is not a number of slots: write a count such as 96 or a share such as 25%."
+        )
     if match[2]:
         share = float(match[1])
         if not 0 < share <= 100:
-            raise ValueError(f"--slots {text} is out of range: a share lies above 0% and up to 100%.")
+            raise ValueError(f"{text} is no share of the experts: it lies above 0% and up to 100%.")
         return max(1, round(experts_total * share / 100))
     if "." in match[1] or int(match[1]) < 1:
         raise ValueError(f"{slots!r} is not a number of slots: write a whole count of at least 1, or 25%.")
@@ -139,14 +151,9 @@ def parse_slots(slots: int | str, experts_total: int) -> int:
 
 def minimum_slots(model: ModelSize, pool: str = "global") -> int:
     """The fewest slots that can serve one token, without and with a pool for each layer."""
-    if pool == "per_layer":
+    if pool == "per-layer":
         return model.top_k * model.layers
     return min(model.experts_total, max(model.top_k, 2))
-
-
-def slot_bound(expert_bytes: int, pieces: int = 3) -> int:
-    """An upper bound on a slot: each piece read as its 4 KiB-aligned superset."""
-    return -(-expert_bytes // PAGE) * PAGE + 2 * PAGE * pieces
 
 
 def prefill_bytes(model: ModelSize, tokens: int, batch: int = 1) -> int:
@@ -174,10 +181,14 @@ def prefill_bytes(model: ModelSize, tokens: int, batch: int = 1) -> int:
 def _account(
     model: ModelSize, slots: int, slot_bytes: int, context: int, batch: int, rss_now: int
 ) -> tuple[Item, ...]:
-    kv = model.kv_bytes_per_token * context * batch
+    kv = (model.kv_bytes_per_token * context + model.state_bytes) * batch
     items = [
         Item("interpreter and libraries", rss_now, "resident now"),
-        Item("first use of libraries", FIRST_USE, "code and workspaces touched by the first forward"),
+        Item(
+            "first use of libraries",
+            FIRST_USE + FIRST_USE_PER_THREAD * machine.cpu_count(),
+            "code and workspaces touched by the first forward",
+        ),
         Item("weights that stay", model.dense_bytes, "everything but the experts"),
         # A cache grows by copying one layer at a time, and freed blocks do not all return at once.
         Item("KV cache", kv + kv // 4, f"{context} tokens x {batch}"),
@@ -213,7 +224,6 @@ def plan_memory(
     context: int,
     batch: int = 1,
     pool: str = "global",
-    slot_bytes: int | None = None,
     rss_now: int | None = None,
     memory: Callable[[], machine.Memory] = machine.memory,
 ) -> MemoryPlan:
@@ -222,17 +232,19 @@ def plan_memory(
     budget: bytes, a size such as `8GiB`, or auto (None is auto): what the machine and its cgroups
     leave, and no more than all experts need. slots: names the arena exactly (`96`, `25%`);
     the budget is then a bound that the account is held to. context: tokens that the KV cache must
-    hold. slot_bytes: of the engine when known, an upper bound otherwise. rss_now: measured when None.
+    hold. rss_now: measured when None.
 
     Raises BudgetError (with .minimum_bytes) when the budget holds too few slots, ValueError for
     what is no size, no count or no context.
     """
     if context < 1 or batch < 1:
-        raise ValueError(f"a context of {context} tokens in {batch} sequences is empty: both must be at least 1.")
-    if pool not in ("global", "per_layer"):
-        raise ValueError(f"{pool!r} is not a pool: use global or per_layer.")
+        raise ValueError(
+            f"a context of {context} tokens in {batch} sequences is empty: both must be at least 1."
+        )
+    if pool not in ("global", "per-layer"):
+        raise ValueError(f"{pool!r} is not a pool: use global or per-layer.")
     rss_now = machine.rss() if rss_now is None else rss_now
-    slot = slot_bytes or slot_bound(model.expert_bytes)
+    slot = model.slot_bytes
     least = minimum_slots(model, pool)
 
     def account(count: int) -> tuple[Item, ...]:
@@ -244,7 +256,7 @@ def plan_memory(
     asked = None if slots is None else parse_slots(slots, model.experts_total)
     if asked is not None and asked < least:
         raise BudgetError(
-            f"--slots {slots} is {asked} of {model.experts_total} experts, and one token needs {least}"
+            f"{slots} slots hold {asked} of {model.experts_total} experts, and one token needs {least}"
             f"{' (top-k of every layer)' if pool == 'per_layer' else ''}: name at least {least} slots.",
             minimum_bytes=_round_up(total(least)),
         )
@@ -253,13 +265,13 @@ def plan_memory(
     if budget is None or budget == "auto":
         limit = min(auto_budget(rss_now, memory()), _round_up(total(wanted)))
         named = f"the memory left to this process ({format_size(limit)})"
-        way_out = "free memory, raise the cgroup's limit, or shorten --context"
+        way_out = "free memory, raise the cgroup's limit, or name a shorter context"
     else:
         limit = parse_size(budget)
         named = f"a budget of {format_size(limit)}"
-        way_out = f"--budget {minimum // MIB}MiB is the smallest that would do"
+        way_out = f"the smallest budget that would do is {minimum // MIB}MiB"
         if context > 1:
-            way_out += "; a shorter --context needs less"
+            way_out += f", and less for a context shorter than {context} tokens"
     count = wanted
     if total(wanted) > limit and asked is None:
         # total() grows by slot bytes and at most 2 % of them: start below and step up to the last fit.
@@ -270,8 +282,7 @@ def plan_memory(
     if count < least or total(count) > limit:
         needed = f"{wanted if asked else least} expert slots"
         raise BudgetError(
-            f"{named} cannot hold {needed} beside what must stay in memory "
-            f"(needed: {format_size(minimum)}): {way_out}.",
+            f"{named} cannot hold {needed} beside what must stay in memory: {way_out}.",
             minimum_bytes=minimum,
         )
     return MemoryPlan(

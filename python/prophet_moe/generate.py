@@ -65,6 +65,16 @@ class _Listener:
         pass
 
 
+class _Stop:
+    """A stopping criterion: asks `stop` about all tokens so far, the prompt's included."""
+
+    def __init__(self, stop: Callable[[list[int]], bool]) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([self._stop(row) for row in input_ids.tolist()], device=input_ids.device)
+
+
 def no_counters() -> Mapping[str, int]:
     """For models without an engine."""
     return {}
@@ -88,8 +98,8 @@ def fixed_tokens(count: int, vocab_size: int, avoid: Sequence[int] = (), seed: i
 
 
 def end_tokens(model: Any) -> list[int]:
-    """The token ids that end a sequence of this model."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
+    """The token ids that end a sequence of a model, or of anything that has its config."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ends is None:
         ends = getattr(model.config, "eos_token_id", None)
     if ends is None:
@@ -108,13 +118,15 @@ def decode(
     seed: int | None = None,
     forced: Sequence[int] | None = None,
     past: Any = None,
+    stop: Callable[[list[int]], bool] | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> Recording:
     """Generates up to `max_new_tokens` tokens after one prompt of token ids.
 
     temperature 0 is greedy; `seed` seeds torch's generator. forced: feeds these tokens, at least
     max_new_tokens of them, whatever the logits say. past: the KV cache of a prefix of the prompt.
-    on_token is called with each token as it is chosen. Ctrl-C ends the loop and is told in the
+    stop is asked after each token, with all tokens so far, whether to end. on_token is
+    called with each token as it is chosen. Ctrl-C ends the loop and is told in the
     recording. Raises ValueError for an empty prompt, ids outside the vocabulary, or a sampling setting
     out of range; ReadError and other errors of the engine pass through.
     """
@@ -139,6 +151,7 @@ def decode(
             pad_token_id=ends[0] if ends else 0,
             return_dict_in_generate=True,
             logits_processor=[_Marker(recording.marks, counters, forced)],
+            stopping_criteria=[] if stop is None else [_Stop(stop)],
             streamer=_Listener(recording.token_ids, on_token),
             **settings,
         )
@@ -156,7 +169,9 @@ def _check(
         raise ValueError("the prompt has no tokens: give at least one.")
     for token in prompt_ids:
         if not 0 <= token < vocab_size:
-            raise ValueError(f"token id {token} of the prompt is outside the vocabulary of 0 to {vocab_size - 1}.")
+            raise ValueError(
+                f"token id {token} of the prompt is outside the vocabulary of 0 to {vocab_size - 1}."
+            )
     if max_new_tokens < 1:
         raise ValueError(f"{max_new_tokens} new tokens are none: ask for at least 1.")
     if not 0 <= temperature < float("inf"):

@@ -18,6 +18,9 @@ PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 # Limits above this are the kernel's spelling of "no limit" (v1 writes nearly 2**63).
 UNLIMITED = 1 << 60
+PAGE = 4096
+# Shapes that decoding repeats: a dozen per kind of layer.
+_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,18 @@ def return_free_memory() -> None:
     if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):  # glibc
         libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: naming it ends its growth
         libc.malloc_trim(0)
+
+
+def bound_library_memory() -> None:
+    """Keeps libraries from growing without bound behind the budget's back; before their first use.
+
+    torch's matrix products (oneDNN) keep up to 1024 generated kernels, one for each shape they
+    meet, about 0.3 MiB each. A prefill meets a new number of rows in almost every expert, so
+    hundreds of MiB were kept for shapes that never come back. A variable that the user has set stays.
+    """
+    for name, kept in _KERNEL_CACHES.items():
+        os.environ.setdefault(name, kept)
+    return_free_memory()
 
 
 def cpu_count(proc: Path = PROC, groups: Path = CGROUPS) -> int:

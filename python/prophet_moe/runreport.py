@@ -6,6 +6,7 @@ ready. The first mark closes the prefill, each later one a decode step.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def build_report(
 ) -> RunReport:
     """A report from the mark before the prefill and one mark for each token."""
     last = marks[-1] if marks else begun
-    pairs = list(zip(marks, marks[1:], strict=False))
+    pairs = list(itertools.pairwise(marks))
     total = {key: _delta(last, begun, key) for key in COUNTERS}
     stalls = [_delta(later, earlier, "stall_ns") / 1e6 for earlier, later in pairs]
     busy, wall = total["busy_ns"], last.at_ns - begun.at_ns

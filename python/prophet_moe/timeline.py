@@ -38,7 +38,9 @@ def _tracks(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[int]:
     return out
 
 
-def chrome_trace(columns: Mapping[str, NDArray[np.int64]], kinds: Sequence[str], title: str) -> dict[str, Any]:
+def chrome_trace(
+    columns: Mapping[str, NDArray[np.int64]], kinds: Sequence[str], title: str
+) -> dict[str, Any]:
     """The trace object of Engine.timeline() and Engine.timeline_kinds().
 
     columns: begin, end (nanoseconds), kind (an index into `kinds`), layer, expert (negative: none),
@@ -81,14 +83,14 @@ def _event(
     if size > 0:
         args["bytes"] = size
     where = " ".join(f"{key} {args[key]}" for key in ("layer", "expert") if key in args)
+    shape = {"ph": "X", "dur": (end - begin) / 1000} if end > begin else {"ph": "i", "s": "t"}
     return {
-        "ph": "X",
+        **shape,
         "pid": 1,
         "tid": tid,
         "name": f"{kind} {where}".strip(),
         "cat": kind,
         "ts": (begin - zero) / 1000,  # microseconds, as the format wants
-        "dur": (end - begin) / 1000,
         "args": args,
     }
 

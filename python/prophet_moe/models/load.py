@@ -12,6 +12,7 @@ from prophet_ext import Engine
 from transformers import GenerationConfig
 
 from prophet_moe.errors import CheckpointError, InvalidArgument
+from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
 from prophet_moe.models.checkpoint import TensorReader
 from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, NATIVE_ROWS, MoeLayer
@@ -90,7 +91,8 @@ def load(
     blueprint = make_blueprint(model, dtype=_dtype(dtype))
     info = blueprint.info
     tokens = context or min(DEFAULT_CONTEXT, info.max_context or DEFAULT_CONTEXT)
-    plan = plan_memory(info, budget=None if slots is not None else budget, slots=slots, context=tokens)
+    bound_library_memory()
+    plan = plan_memory(info, budget=budget, slots=slots, context=tokens, pool=pool)
     if threads is not None:
         torch.set_num_threads(threads)
     name = AUTO_SYSTEM if system == "auto" else system

@@ -9,7 +9,7 @@ from prophet_moe.models.locate import locate
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> Any:
-    """The tokenizer of a folder, a Hub id, or "reference-moe"; raises CheckpointError if there is no such model."""
+    """The tokenizer of a folder, a Hub id, or "reference-moe". Raises CheckpointError where there is none."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(locate(model))

@@ -1,0 +1,61 @@
+"""The command `prophet`: one module for each verb; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from prophet_moe.cli import bench, chat, demo, doctor, pack, plan, run
+
+USE, UNDERSTAND, STUDY = "use", "understand", "study"
+
+app = typer.Typer(
+    name="prophet",
+    help="Runs Mixture-of-Experts models whose experts do not fit in memory: the model's own tokens, "
+    "inside a memory budget.",
+    epilog="Start with: prophet demo",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"prophet {version('prophet-moe')}")
+        except PackageNotFoundError:
+            import prophet_ext
+
+            print(f"prophet {prophet_ext.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def prophet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _group, _verb, _help, _short in (
+    (USE, run.run, run.HELP, "Continue a prompt."),
+    (USE, chat.chat, chat.HELP, "Talk to a model, turn by turn."),
+    (USE, pack.pack, pack.HELP, "Rewrite a checkpoint for fewer, aligned reads."),
+    (USE, demo.demo, demo.HELP, "See it work on the model in the package."),
+    (UNDERSTAND, plan.plan, plan.HELP, "Will it fit, and how fast? Loads nothing."),
+    (UNDERSTAND, doctor.doctor, doctor.HELP, "Check and measure this machine."),
+    (STUDY, bench.bench, bench.HELP, "Measure systems against each other and stock."),
+):
+    app.command(help=_help, short_help=_short, rich_help_panel=_group)(_verb)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="prophet")

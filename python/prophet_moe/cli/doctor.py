@@ -1,0 +1,52 @@
+"""prophet doctor: what this machine can do, and what to mend."""
+
+from __future__ import annotations
+
+from json import dumps
+
+import typer
+from rich.markup import escape
+
+from prophet_moe.cli import options as flag
+from prophet_moe.cli.console import data, guarded, print_json, spinner
+
+HELP = """Example: prophet doctor --path .
+
+Checks build, libraries, processor, memory and disk, and measures the last three. Exits with 1 when
+something must be mended before a model can run."""
+
+COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+
+
+@guarded
+def doctor(
+    path: flag.ProbePath = None,
+    json: flag.Json = False,
+    quiet: flag.Quiet = False,
+    verbose: flag.Verbose = False,
+) -> None:
+    from dataclasses import asdict
+
+    from prophet_moe.doctor import Check, examine, next_step
+
+    if path is not None and not path.exists():
+        raise ValueError(f"--path {path} does not exist: name a file or a folder on the disk to measure.")
+    out = data()
+    checks: list[Check] = []
+    with spinner("starting", quiet) as told:
+        for check in examine(path, on_step=lambda name: told(f"looking at {name}")):
+            checks.append(check)
+            if not json:
+                mark = f"\\[{check.level}]"
+                out.print(
+                    f"[{COLOURS[check.level]}]{mark:<7}[/] {check.name}: {escape(check.detail)}",
+                    soft_wrap=True,
+                )
+                if check.fix:
+                    out.print(f"        fix: {check.fix}", markup=False, soft_wrap=True)
+    if json:
+        print_json(dumps({"checks": [asdict(check) for check in checks], "next": next_step(checks)}))
+    else:
+        out.print(next_step(checks), markup=False, soft_wrap=True)
+    if any(check.level == "FAIL" for check in checks):
+        raise typer.Exit(1)
