@@ -3,9 +3,10 @@
 //   cmake -S . -B build -DPROPHET_BENCH=ON && cmake --build build --target expert_ffn_bench
 //   build/expert_ffn_bench
 //
-// Counters: `GB/s` of weights; `DRAM_GB/s` read by the same threads in the same run, one pass over
-// 512 MiB between every few calls; `fraction` of the two medians. Weights rotate through 1 GiB, so
-// that no cache serves them.
+// Counters: `GB/s` of weights; `DRAM_GB/s` read by the same threads in the same run, after every
+// fourth call and for about as long as a call, so that a busy machine disturbs both alike;
+// `fraction` of the two medians; `quiet_...` of the fastest tenth of each. Weights rotate through
+// 1 GiB and the reads through 512 MiB, so that no cache serves them.
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
 

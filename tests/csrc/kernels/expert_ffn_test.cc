@@ -45,6 +45,21 @@ std::vector<std::int32_t> ascending(int n) {
   return rows;
 }
 
+// A copy that starts `floats` floats past a cache line: 0 is the path that reads x in place.
+class Placed {
+ public:
+  Placed(const std::vector<float>& values, std::size_t floats) : room_(values.size() + 32) {
+    const auto address = reinterpret_cast<std::uintptr_t>(room_.data()) / sizeof(float);
+    at_ = (16 - address % 16) % 16 + floats;
+    std::copy(values.begin(), values.end(), room_.begin() + static_cast<std::ptrdiff_t>(at_));
+  }
+  const float* data() const { return room_.data() + at_; }
+
+ private:
+  std::vector<float> room_;
+  std::size_t at_;
+};
+
 // Bits, not values: NaN equals itself and zeros have signs.
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -147,7 +162,8 @@ TEST_F(ExpertFfn, BatchInvariant) {
                                           outputs[e].pointers.data()));
           }
           WorkerPool crowd(1 + trial % 5);
-          expert_ffn(shape, jobs, x.data(), scratch, crowd);
+          const Placed placed(x, trial % 2);
+          expert_ffn(shape, jobs, placed.data(), scratch, crowd);
           for (int e = 0; e < 3; ++e) {
             for (std::size_t t = 0; t < rows[e].size(); ++t) {
               ASSERT_TRUE(same_bits(outputs[e].row(static_cast<int>(t)), alone[e][rows[e][t]]))
@@ -167,15 +183,13 @@ TEST_F(ExpertFfn, SameBitsAtAnyAddress) {
       FfnShape shape = base;
       shape.weights = type;
       const auto values = random_floats(3 * 96, random);
-      std::vector<float> room(values.size() + 32);
       const std::uint32_t seed = random();
       std::vector<float> first;
       for (std::size_t offset : {0, 1, 2, 3, 5, 64}) {
         std::mt19937 same(seed);
         const Expert expert(shape, offset, same);
-        float* x = room.data() + offset % 17;
-        std::copy(values.begin(), values.end(), x);
-        const Outputs got = run(shape, expert, x, 3);
+        const Placed x(values, offset % 16);
+        const Outputs got = run(shape, expert, x.data(), 3);
         if (offset == 0) first = got.values;
         EXPECT_TRUE(same_bits(got.values, first)) << isa << " weights at byte " << offset;
       }
@@ -254,6 +268,17 @@ TEST_F(ExpertFfn, ScratchServesCallsOfAnySizeInAnyOrder) {
     expect_reference({hidden, 301 - hidden, DType::bf16, Activation::silu, hidden % 3 != 0},
                      1 + hidden % 7, 0);
   }
+}
+
+TEST_F(ExpertFfn, LeftoversInScratchDoNotLeak) {
+  const FfnShape shape{45, 21, DType::bf16, Activation::silu, true};
+  const Expert expert(shape, 0, random);
+  const auto x = random_floats(5 * 45, random);
+  for_each_isa([&](const std::string& isa) {
+    const Outputs clean = run(shape, expert, x.data(), 5);
+    std::fill(scratch.activations.begin(), scratch.activations.end(), NAN);
+    EXPECT_TRUE(same_bits(run(shape, expert, x.data(), 5).values, clean.values)) << isa;
+  });
 }
 
 TEST_F(ExpertFfn, NoJobsIsNoWork) {
