@@ -1,6 +1,7 @@
 """Records of compare.py as a Markdown table with medians and ranges, and the ratios that are asked for."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,24 +30,19 @@ def bytes_per_token(record: Row) -> float:
 
 def outcome(records: Sequence[Row]) -> str:
     """`3 of 3 ran`, or what kept the others from it."""
-    ran = sum(map(good, records))
-    words = [f"{ran} of {len(records)} ran"]
-    killed = sum(record["oom_kills"] or 0 for record in records)
-    late = sum(record["timed_out"] for record in records)
-    missing = sum("unavailable" in (record["result"] or {}) for record in records)
-    failed = sum(
-        not good(record)
-        and not record["timed_out"]
-        and not record["oom_kills"]
-        and "unavailable" not in (record["result"] or {})
-        for record in records
-    )
-    for count, what in ((killed, "OOM-killed"), (late, "out of time"), (missing, "not installed")):
-        words += [f"{count} {what}"] if count else []
-    if failed:
-        statuses = sorted({record["exit_status"] for record in records if not good(record)})
-        words.append(f"{failed} failed (exit {', '.join(map(str, statuses))})")
-    return ", ".join(words)
+    reasons = Counter(_failure(record) for record in records if not good(record))
+    ran = len(records) - reasons.total()
+    return ", ".join([f"{ran} of {len(records)} ran", *(f"{n} {why}" for why, n in reasons.items())])
+
+
+def _failure(record: Row) -> str:
+    if record["oom_kills"]:
+        return "OOM-killed"
+    if record["timed_out"]:
+        return "out of time"
+    if "unavailable" in (record["result"] or {}):
+        return "not installed"
+    return f"failed with exit status {record['exit_status']}"
 
 
 def spread(values: Iterable[float], digits: int) -> str:
