@@ -1,0 +1,1 @@
+"""Forecasts of routing: learn them from a trace, calibrate, score, export."""
