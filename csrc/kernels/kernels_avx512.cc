@@ -46,8 +46,8 @@ struct BF16 {
 };
 
 // R rows against T tokens. One row alone streams best; with more tokens, a second row halves the
-// loads of x. Vectors of columns go to the chains in turn; the last, partial vector is
-// padded with zeros on both sides.
+// loads of x. Vectors of columns go to the chains in turn; the last, partial vector is padded with
+// zeros on both sides.
 template <class Weight, int R, int T>
 inline void dot_block(const std::byte* rows, std::size_t columns, const float* const* inputs,
                       float* const* outputs, std::size_t first) {
