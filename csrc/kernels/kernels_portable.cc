@@ -8,7 +8,7 @@ namespace prophet {
 namespace {
 
 constexpr int kLanes = 16;  // partial sums of one (row, token) pair
-constexpr int kTokens = 4;
+constexpr int kTokens = 2;  // more would not fit the registers of SSE2
 
 float widen_one_f32(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 
@@ -63,31 +63,39 @@ struct BF16 {
   static float widen(Bits bits) { return widen_one_bf16(bits); }
 };
 
-// One row against T tokens. Lane l sums columns l, l + 16, l + 32 … ; lanes are then folded in
-// halves.
+// Lane l of each sum takes weight l times x l.
+template <class Weight, int T>
+inline void accumulate(const std::byte* row, const float* const (&x)[T], float (&sums)[T][kLanes]) {
+  typename Weight::Bits bits[kLanes];
+  std::memcpy(bits, row, sizeof bits);
+  float weights[kLanes];
+  for (int l = 0; l < kLanes; ++l) weights[l] = Weight::widen(bits[l]);
+  for (int t = 0; t < T; ++t) {
+    for (int l = 0; l < kLanes; ++l) sums[t][l] += weights[l] * x[t][l];
+  }
+}
+
+// One row against T tokens. Lane l sums columns l, l + 16, l + 32 ...; the last, partial group is
+// padded with zeros on both sides; lanes are then folded in halves.
 template <class Weight, int T>
 void dot_row(const std::byte* row, std::size_t columns, const float* const* inputs, float* result) {
-  using Bits = typename Weight::Bits;
+  constexpr std::size_t kBytes = sizeof(typename Weight::Bits);
   float sums[T][kLanes] = {};
-  for (std::size_t c = 0; c < columns; c += kLanes) {
-    const std::size_t n = columns - c < kLanes ? columns - c : kLanes;
-    Bits bits[kLanes] = {};
-    float weights[kLanes];
-    if (n == kLanes) {
-      std::memcpy(bits, row + c * sizeof(Bits), sizeof bits);
-    } else {
-      std::memcpy(bits, row + c * sizeof(Bits), n * sizeof(Bits));
-    }
-    for (int l = 0; l < kLanes; ++l) weights[l] = Weight::widen(bits[l]);
+  const float* x[T];
+  std::size_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes) {
+    for (int t = 0; t < T; ++t) x[t] = inputs[t] + c;
+    accumulate<Weight, T>(row + c * kBytes, x, sums);
+  }
+  if (c < columns) {
+    std::byte padded_row[kLanes * kBytes] = {};
+    float padded_x[T][kLanes] = {};
+    std::memcpy(padded_row, row + c * kBytes, (columns - c) * kBytes);
     for (int t = 0; t < T; ++t) {
-      float x[kLanes] = {};
-      if (n == kLanes) {
-        std::memcpy(x, inputs[t] + c, sizeof x);
-      } else {
-        std::memcpy(x, inputs[t] + c, n * sizeof(float));
-      }
-      for (int l = 0; l < kLanes; ++l) sums[t][l] += weights[l] * x[l];
+      std::memcpy(padded_x[t], inputs[t] + c, (columns - c) * sizeof(float));
+      x[t] = padded_x[t];
     }
+    accumulate<Weight, T>(padded_row, x, sums);
   }
   for (int t = 0; t < T; ++t) {
     for (int half = kLanes / 2; half > 0; half /= 2) {
@@ -109,16 +117,8 @@ void dot_rows(const DotRows& call) {
 
 template <class Weight>
 void dot(const DotRows& call) {
-  switch (call.tokens) {
-    case 1:
-      return dot_rows<Weight, 1>(call);
-    case 2:
-      return dot_rows<Weight, 2>(call);
-    case 3:
-      return dot_rows<Weight, 3>(call);
-    default:
-      return dot_rows<Weight, kTokens>(call);
-  }
+  if (call.tokens == 1) return dot_rows<Weight, 1>(call);
+  dot_rows<Weight, kTokens>(call);
 }
 
 void widen_f16(const void* source, float* target, std::size_t n) {
