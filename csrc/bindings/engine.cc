@@ -275,8 +275,8 @@ void register_engine(py::module_& m) {
            py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
            py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false)
       .def_property_readonly("layers", [](PyEngine& s) { return s.engine()->geometry().layers; })
-      .def_property_readonly(
-          "experts_per_layer", [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })
+      .def_property_readonly("experts_per_layer",
+                             [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })
       .def_property_readonly("top_k", [](PyEngine& s) { return s.engine()->geometry().top_k; })
       .def_property_readonly("slots", [](PyEngine& s) { return s.engine()->slots(); })
       .def_property_readonly("slot_bytes",
@@ -297,9 +297,9 @@ void register_engine(py::module_& m) {
       .def("set_ffn", &set_ffn, py::kw_only(), py::arg("hidden"), py::arg("inter"),
            py::arg("dtype"), py::arg("activation"), py::arg("has_gate"), py::arg("gate"),
            py::arg("up"), py::arg("down"))
-      .def("forward", &forward, py::arg("layer"), py::arg("tokens"), py::arg("x"),
-           py::arg("dtype"), py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"),
-           py::arg("out"), py::arg("top_k"))
+      .def("forward", &forward, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("dtype"),
+           py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"), py::arg("out"),
+           py::arg("top_k"))
       .def("lease", &lease, py::arg("layer"), py::arg("experts"))
       .def(
           "step", [](PyEngine& s, std::int32_t layer) { s.engine()->step(layer); },

@@ -1,9 +1,8 @@
 // Our errors in Python: each is also the built-in exception a caller would expect.
-#include "core/error.h"
-
 #include <pybind11/pybind11.h>
 
 #include "bindings/parts.h"
+#include "core/error.h"
 
 namespace py = pybind11;
 
@@ -13,7 +12,8 @@ namespace {
 py::object make_type(py::module_& m, const char* name, py::tuple bases) {
   py::dict fields;
   fields["__module__"] = "prophet_ext";
-  py::object type = py::reinterpret_borrow<py::object>((PyObject*)&PyType_Type)(name, bases, fields);
+  py::object type =
+      py::reinterpret_borrow<py::object>((PyObject*)&PyType_Type)(name, bases, fields);
   m.attr(name) = type;
   return type;
 }
@@ -25,7 +25,8 @@ void register_errors(py::module_& m) {
   static PyObject *invalid, *read, *state, *root;
   py::object base = make_type(m, "ProphetError", py::make_tuple(py::handle(PyExc_RuntimeError)));
   root = base.ptr();
-  invalid = make_type(m, "InvalidArgument", py::make_tuple(base, py::handle(PyExc_ValueError))).ptr();
+  invalid =
+      make_type(m, "InvalidArgument", py::make_tuple(base, py::handle(PyExc_ValueError))).ptr();
   read = make_type(m, "ReadError", py::make_tuple(base, py::handle(PyExc_OSError))).ptr();
   state = make_type(m, "StateError", py::make_tuple(base)).ptr();
   py::register_exception_translator([](std::exception_ptr error) {

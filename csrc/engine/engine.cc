@@ -15,7 +15,7 @@ std::string name(ExpertKey key) {
 }  // namespace
 
 Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend> backend,
-               EngineOptions options)
+               EngineOptions options, std::unique_ptr<Predictor> predictor)
     : store_(std::move(store)),
       backend_(std::move(backend)),
       options_(std::move(options)),
@@ -26,6 +26,9 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
       mover_(*store_, *backend_, cache_, arena_, recorder_, options_.mover),
       pool_(std::max(1, options_.threads)),
       scratch_(std::make_unique<Scratch>(store_->geometry())) {
+  if (predictor) {
+    foresight_ = std::make_unique<Foresight>(std::move(predictor), geometry(), options_.background);
+  }
   if (options_.background) prefetcher_ = std::thread([this] { prefetch_thread(); });
 }
 
@@ -66,7 +69,19 @@ void Engine::step(std::int32_t layer) {
   }
   const Nanos now = backend_->now();
   record(EventKind::layer_step, now, now, {layer, -1});
+  if (foresight_) foresight_->settle(cache_.policy());
   cache_.tick(layer);
+}
+
+void Engine::observe(const Glimpse& glimpse) {
+  if (!geometry().contains({glimpse.layer, 0})) {
+    throw InvalidArgument("there is no MoE layer " + std::to_string(glimpse.layer));
+  }
+  if (foresight_) foresight_->post(glimpse);
+}
+
+std::string Engine::foresight_failure() const {
+  return foresight_ ? foresight_->failure() : std::string();
 }
 
 void Engine::collect() {
@@ -129,7 +144,7 @@ void Engine::lease_locked(Lock& lock, std::int32_t layer, std::span<const std::i
   for (std::size_t i = 0; i < experts.size(); ++i) {
     const ExpertKey key{layer, experts[i]};
     if (!geometry().contains(key)) throw InvalidArgument("there is no " + name(key));
-    lease.entries[i] = {key, Lease::Status::waiting, false, -1, {}};
+    lease.entries[i] = {key, Lease::Status::waiting, false, false, -1, {}};
     // Linear: one call names few experts, and the flat scan costs less than a set.
     for (std::size_t j = 0; j < i; ++j) {
       if (experts[j] == experts[i]) throw InvalidArgument(name(key) + " is named twice in a lease");
@@ -167,8 +182,8 @@ void Engine::admit(Lock& lock, Lease& lease) {
       entry.status = Lease::Status::held;
       entry.hit = true;
     } else {
-      const bool coming = state != Residency::absent;
-      record(coming ? EventKind::in_flight : EventKind::miss, now, now, entry.key, bytes);
+      entry.coming = state != Residency::absent;
+      record(entry.coming ? EventKind::in_flight : EventKind::miss, now, now, entry.key, bytes);
     }
   }
   for (Lease::Entry& entry : lease.entries) {
@@ -211,6 +226,23 @@ std::int32_t Engine::wait(Lease& lease, std::int32_t expert) {
   return entry->slot;
 }
 
+void Engine::wait_any(Lease& lease) {
+  Lock lock(mutex_);
+  open_or_throw();
+  const auto waiting = [&] {
+    return std::count_if(lease.entries.begin(), lease.entries.end(), [](const Lease::Entry& entry) {
+      return entry.status == Lease::Status::waiting;
+    });
+  };
+  const auto before = waiting();
+  if (!lease.live || before == 0) return;
+  collect();
+  while (waiting() == before) {
+    wait_for_change(lock, lease);
+    open_or_throw();
+  }
+}
+
 void Engine::release(Lease& lease) {
   Lock lock(mutex_);
   release_locked(lease);
@@ -238,6 +270,20 @@ void Engine::want(std::span<const Prefetch> wanted) {
   collect();
   mover_.start_wishes();
   wake_.notify_all();
+}
+
+bool Engine::progress() {
+  Lock lock(mutex_);
+  open_or_throw();
+  if (!mover_.prefetching()) return false;
+  collect();
+  mover_.start_wishes();
+  return mover_.prefetching();
+}
+
+void Engine::reveal(std::span<const ExpertKey> keys, std::span<const std::int64_t> when) {
+  Lock lock(mutex_);
+  for (std::size_t i = 0; i < keys.size(); ++i) cache_.policy().reveal(keys[i], when[i]);
 }
 
 void Engine::prefetch_thread() {
@@ -285,6 +331,10 @@ Counters Engine::counters() const {
   c.compute_ns = total(EventKind::compute).time;
   c.busy_ns = backend_->busy();
   c.now_ns = backend_->now();
+  if (foresight_) {
+    c.foresight_steps = foresight_->observations();
+    c.foresight_ns = foresight_->time();
+  }
   return c;
 }
 

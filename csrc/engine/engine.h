@@ -6,8 +6,9 @@
 // batches; `lease` hands the experts to a caller who computes himself.
 //
 // Threads: one mutex guards the engine's state; lanes and compute workers are the only
-// other threads and speak to it through tickets. A background thread keeps prefetches flowing while a
-// backend has a real clock. Every call may come from any thread; layer steps are served one at a time.
+// other threads and speak to it through tickets. A background thread keeps prefetches flowing while
+// a backend has a real clock. Every call may come from any thread; layer steps are served one at a
+// time.
 #pragma once
 
 #include <condition_variable>
@@ -22,6 +23,7 @@
 #include "cache/cache.h"
 #include "core/types.h"
 #include "device/backend.h"
+#include "engine/foresight.h"
 #include "engine/lease.h"
 #include "kernels/expert_ffn.h"
 #include "kernels/worker_pool.h"
@@ -39,7 +41,7 @@ struct EngineOptions {
   int threads = 1;   // compute threads, the caller's included
   MoverOptions mover;
   std::size_t timeline_events = 0;
-  bool background = true;  // run the prefetch thread; off where time is virtual
+  bool background = true;  // threads for prefetches and the predictor; off where time is virtual
 };
 
 // Where one matrix of an expert begins: a piece of the store and an offset inside it.
@@ -48,7 +50,8 @@ struct PieceSlice {
   std::uint64_t offset = 0;
 };
 
-// How `forward` finds and computes an expert. Pieces must hold the matrices of kernels/expert_ffn.h.
+// How `forward` finds and computes an expert. Pieces must hold the matrices of
+// kernels/expert_ffn.h.
 struct FfnLayout {
   FfnShape shape;
   PieceSlice gate, up, down;
@@ -73,15 +76,17 @@ struct Counters {
   std::uint64_t hits_resident, hits_in_flight, misses;
   std::uint64_t evictions, evicted_before_use, layer_steps, waves, reads, reads_failed;
   std::uint64_t expert_bytes_routed;  // bytes of all experts asked for, wherever they were
-  Nanos stall_ns, compute_ns, busy_ns, now_ns;
+  std::uint64_t foresight_steps;      // layer steps that the predictor saw
+  Nanos stall_ns, compute_ns, busy_ns, now_ns, foresight_ns;
 };
 
 class Engine {
  public:
-  // Throws InvalidArgument when the slots cannot serve one token, the policy is unknown or the arena cannot
-  // be had. The store and the backend's files must describe the same list of files.
+  // Throws InvalidArgument when the slots cannot serve one token, the policy is unknown or the
+  // arena cannot be had. The store and the backend's files must describe the same list of files.
+  // `predictor` may be null: then policies go by what they see themselves.
   Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend> backend,
-         EngineOptions options);
+         EngineOptions options, std::unique_ptr<Predictor> predictor = nullptr);
   ~Engine();
 
   const Geometry& geometry() const { return store_->geometry(); }
@@ -97,11 +102,15 @@ class Engine {
 
   // Serves one layer with the project's kernels. Tokens whose experts exceed the slots are served
   // in waves split by token: a token's experts are all leased at once, so its sum never changes.
-  // Throws ReadError when bytes could not be brought (out is then undefined), InvalidArgument, StateError.
+  // Throws ReadError when bytes could not be brought (out is then undefined), InvalidArgument,
+  // StateError.
   void forward(std::int32_t layer, const LayerBatch& batch);
 
   // One tick of the policies: a layer is about to be served by leases. `forward` does it itself.
   void step(std::int32_t layer);
+
+  // What the router of a layer served by leases said; `forward` tells the predictor itself.
+  void observe(const Glimpse& glimpse);
 
   // Asks for distinct experts of one layer and pins them; returns at once. Throws
   // InvalidArgument (twice the same, out of range, more than pool_slots) and StateError
@@ -109,14 +118,24 @@ class Engine {
   void lease(std::int32_t layer, std::span<const std::int32_t> experts, Lease& lease);
   // Blocks until one expert of the lease has landed; its slot. Throws ReadError if it failed.
   std::int32_t wait(Lease& lease, std::int32_t expert);
+  // Blocks until one more expert of the lease has landed or failed since its entries were last
+  // looked at; returns at once when none is on its way.
+  void wait_any(Lease& lease);
   void release(Lease& lease);
 
   // The whole set of wished prefetches from now on.
   void want(std::span<const Prefetch> wanted);
+  // Where no background thread runs: does once what it does. True while a prefetch is wished or
+  // running.
+  bool progress();
+  // Tells the eviction policy when experts are used next (EvictionPolicy::reveal). Same length.
+  void reveal(std::span<const ExpertKey> keys, std::span<const std::int64_t> when);
 
   Residency state(ExpertKey key) const;
   Counters counters() const;
   std::vector<Event> timeline() const;
+  // Why the predictor was switched off; empty while it works or where there is none.
+  std::string foresight_failure() const;
 
   // Ends the background thread; later calls throw StateError. Idempotent.
   void close();
@@ -149,6 +168,7 @@ class Engine {
   std::span<std::byte> arena_;
   Mover mover_;
   WorkerPool pool_;
+  std::unique_ptr<Foresight> foresight_;  // null without a predictor
   FfnLayout ffn_;
   bool has_ffn_ = false;
 

@@ -1,6 +1,6 @@
 // Engine::forward: plan a wave, lease its experts, compute them as they land, sum in order.
 #include <algorithm>
-#include <cstring>
+#include <cstdint>
 
 #include "core/error.h"
 #include "engine/engine.h"
@@ -18,8 +18,7 @@ void Engine::set_ffn(const FfnLayout& layout) {
   if (shape.hidden <= 0 || shape.inter <= 0) {
     throw InvalidArgument("an expert needs hidden and inter sizes above zero");
   }
-  const std::uint64_t matrix =
-      std::uint64_t(shape.hidden) * shape.inter * size_of(shape.weights);
+  const std::uint64_t matrix = std::uint64_t(shape.hidden) * shape.inter * size_of(shape.weights);
   auto check = [&](const char* which, const PieceSlice& slice) {
     if (slice.piece < 0 || slice.piece >= store_->pieces()) {
       throw InvalidArgument(std::string(which) + " lies in piece " + std::to_string(slice.piece) +
@@ -78,9 +77,9 @@ std::int32_t Engine::plan_wave(std::int32_t layer, const LayerBatch& batch, std:
     }
     if (s.experts.size() <= room) continue;
     if (last == first) {
-      throw InvalidArgument("one token needs " + count(s.experts.size(), "experts") +
-                            " of layer " + std::to_string(layer) + ", but its pool has " +
-                            count(room, "slots") + ": load with more slots");
+      throw InvalidArgument("one token needs " + count(s.experts.size(), "experts") + " of layer " +
+                            std::to_string(layer) + ", but its pool has " + count(room, "slots") +
+                            ": load with more slots");
     }
     for (std::size_t i = before; i < s.experts.size(); ++i) s.place[s.experts[i]] = -1;
     s.experts.resize(before);
@@ -192,6 +191,15 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
                    static_cast<int>(k), s.sum.data(), hidden);
       narrow(s.sum.data(), batch.dtype, out + token * hidden * size_of(batch.dtype), hidden);
     }
+  }
+  if (foresight_) {
+    s.ids.resize(pairs);
+    // Ids of other ranks may not fit; any id outside the layer says the same.
+    for (std::size_t i = 0; i < pairs; ++i) {
+      s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
+    }
+    observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
+             s.x.data() + (batch.tokens - 1) * hidden});
   }
 }
 

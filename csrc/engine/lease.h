@@ -9,14 +9,15 @@
 
 namespace prophet {
 
-// Filled by Engine::lease, ended by Engine::release; reusable. Its owner keeps it at one address and
-// releases it before it goes.
+// Filled by Engine::lease, ended by Engine::release; reusable. Its owner keeps it at one address
+// and releases it before it goes.
 struct Lease {
   enum class Status : std::uint8_t { waiting, held, failed };
   struct Entry {
     ExpertKey key;
     Status status = Status::waiting;
-    bool hit = false;  // resident when it was asked for
+    bool hit = false;     // resident when it was asked for
+    bool coming = false;  // on its way when it was asked for
     std::int32_t slot = -1;
     std::string error;  // of a failed entry
   };

@@ -17,6 +17,9 @@
 // top_k / experts and outlive an eviction. An expert that arrived ahead of its layer's turn was
 // brought for it: its gap is 1 until that turn is over. Ties go to the lowest index.
 //
+// A predictor knows more: where one has told a layer's gaps (EvictionPolicy::expects), they take
+// the place of the formula above, from the turn they were told in to the end of the next one.
+//
 // Averages fade lazily: they are kept divided by `faded`, their layer's product of decays, and a
 // tick multiplies only that; long before it leaves the range of a double it is folded back into
 // them.
@@ -77,6 +80,15 @@ class ExpectedNextUse final : public EvictionPolicy {
     }
   }
 
+  void expects(std::int32_t layer, std::span<const float> gaps) override {
+    Layer& at = layers_[layer];
+    at.told = at.turn;
+    farthest_[layer].known = false;
+    for (std::int32_t e = 0; e < geometry_.experts_per_layer; ++e) {
+      experts_[geometry_.index({layer, e})].told = gaps[e];
+    }
+  }
+
   void left(ExpertKey key) override {
     experts_[geometry_.index(key)].present = false;
     farthest_[key.layer].known = false;
@@ -104,12 +116,14 @@ class ExpectedNextUse final : public EvictionPolicy {
  private:
   struct Layer {
     std::int64_t turn = 0;
+    std::int64_t told = kNever;  // turn in which a predictor last told the gaps
     Averages faded = {1, 1};
   };
   struct Expert {
     Averages average;               // divided by its layer's `faded`
     std::int64_t counted = kNever;  // turn of the last use
     std::int64_t awaited = kNever;  // turn of an arrival that no use has followed
+    float told = 1;                 // gap by a predictor's word
     bool present = false;
   };
   // The expert of a layer with the largest gap.
@@ -121,6 +135,7 @@ class ExpectedNextUse final : public EvictionPolicy {
 
   static double gap(const Expert& expert, const Layer& layer) {
     if (expert.awaited == layer.turn) return 1;
+    if (layer.told != kNever && layer.turn - layer.told <= 1) return expert.told;
     double rate = 0;
     for (std::size_t m = 0; m < kDecay.size(); ++m) {
       rate += kWeight[m] * layer.faded[m] * expert.average[m];

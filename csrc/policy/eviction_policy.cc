@@ -20,6 +20,7 @@ constexpr Entry kPolicies[] = {
     {"lfru", make_lfru},
     {"expected-next-use", make_expected_next_use},
 };
+constexpr Entry kBound = {"belady", make_belady};
 
 void require_usable(const Geometry& geometry) {
   const std::int64_t total = std::int64_t{geometry.layers} * geometry.experts_per_layer;
@@ -43,6 +44,10 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
       require_usable(geometry);
       return entry.make(geometry);
     }
+  }
+  if (name == kBound.name) {
+    require_usable(geometry);
+    return kBound.make(geometry);
   }
   std::string known;
   for (const Entry& entry : kPolicies) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,12 @@ class EvictionPolicy {
   virtual void foreseen(ExpertKey key, float p, std::int64_t deadline) {
     (void)key, (void)p, (void)deadline;
   }
+  // A predictor's word after `layer` has run: for each of its experts the expected turns of that
+  // layer until the next use, >= 1, possibly truncated. Most policies ignore it.
+  virtual void expects(std::int32_t layer, std::span<const float> gaps) { (void)layer, (void)gaps; }
+  // Clairvoyance, which only a replay has: `key` is used next at `when`, a number that grows with
+  // time. Only bounds listen.
+  virtual void reveal(ExpertKey key, std::int64_t when) { (void)key, (void)when; }
   // The router of `layer` is about to be served; called once per MoE layer step, before `used`.
   virtual void tick(std::int32_t layer) { (void)layer; }
 
@@ -49,9 +56,10 @@ class EvictionPolicy {
   virtual std::optional<ExpertKey> victim(const CacheView& view, ExpertKey incoming) const = 0;
 };
 
-// Names: "lru", "lfu", "lfru", "expected-next-use". Throws InvalidArgument listing the known names.
+// Names: "lru", "lfu", "lfru", "expected-next-use", and the bound "belady", which only a replay can
+// feed. Throws InvalidArgument listing the known names.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
                                                      const Geometry& geometry);
-std::vector<std::string> eviction_policy_names();
+std::vector<std::string> eviction_policy_names();  // without the bound
 
 }  // namespace prophet

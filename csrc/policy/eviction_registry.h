@@ -12,5 +12,6 @@ std::unique_ptr<EvictionPolicy> make_lru(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_lfu(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_lfru(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_expected_next_use(const Geometry& geometry);
+std::unique_ptr<EvictionPolicy> make_belady(const Geometry& geometry);
 
 }  // namespace prophet

@@ -25,7 +25,7 @@ struct Glimpse {
   std::int32_t top_k = 0;
   const std::int32_t* experts = nullptr;  // ids outside the layer are ignored
   const float* weights = nullptr;         // gate weights; null when unknown (then 1 / top_k each)
-  const float* hidden = nullptr;          // [tokens, H] tensor the router read; null when not recorded
+  const float* hidden = nullptr;  // [hidden_width] what the router read for the last token, or null
 };
 
 // Needed with probability p, `horizon` layers after the observed one.
@@ -39,6 +39,9 @@ class Predictor {
  public:
   virtual ~Predictor() = default;
   virtual std::string name() const = 0;
+
+  // Width of Glimpse::hidden it makes use of; 0: none.
+  virtual std::int32_t hidden_width() const { return 0; }
 
   // Forgets everything it has seen: a new, unrelated stream of tokens begins.
   virtual void reset() = 0;

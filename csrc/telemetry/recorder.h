@@ -6,8 +6,8 @@
 //   bytes_moved = demand + prefetch_used + prefetch_late + prefetch_wasted + cancelled
 //                 + prefetch_unused                            once nothing is in flight
 //
-// Outcomes of a request by the router: hit (resident), in flight ("late"), miss. They are told apart
-// because only the first costs nothing.
+// Outcomes of a request by the router: hit (resident), in flight ("late"), miss. They are told
+// apart because only the first costs nothing.
 #pragma once
 
 #include <array>
@@ -20,22 +20,22 @@
 namespace prophet {
 
 enum class EventKind : std::uint8_t {
-  layer_step,        // one MoE layer served; span
-  wave,              // a part of a layer step that fits in the slots; instant
-  hit,               // asked for and resident; bytes = expert
-  in_flight,         // asked for and on its way; bytes = expert
-  miss,              // asked for and absent; bytes = expert
-  stall,             // the layer waited for bytes; span
-  compute,           // expert arithmetic; span
-  read_demand,       // a transfer of demand class, first chunk asked to last landed; span, bytes
-  read_prefetch,     // the same, of prefetch class
-  prefetch_used,     // first use of an expert that a prefetch brought in time; bytes
-  prefetch_late,     // a prefetch that the router overtook; bytes of the whole transfer
-  prefetch_wasted,   // evicted before any use; bytes
-  cancelled,         // withdrawn or failed transfer; bytes that had moved
-  failed,            // a transfer ended in a ReadError; instant
-  evicted,           // a resident expert gave up its slot; instant
-  evicted_unused,    // the same, and a prefetch had brought it for nothing; instant
+  layer_step,       // one MoE layer served; span
+  wave,             // a part of a layer step that fits in the slots; instant
+  hit,              // asked for and resident; bytes = expert
+  in_flight,        // asked for and on its way; bytes = expert
+  miss,             // asked for and absent; bytes = expert
+  stall,            // the layer waited for bytes; span
+  compute,          // expert arithmetic; span
+  read_demand,      // a transfer of demand class, first chunk asked to last landed; span, bytes
+  read_prefetch,    // the same, of prefetch class
+  prefetch_used,    // first use of an expert that a prefetch brought in time; bytes
+  prefetch_late,    // a prefetch that the router overtook; bytes of the whole transfer
+  prefetch_wasted,  // evicted before any use; bytes
+  cancelled,        // withdrawn or failed transfer; bytes that had moved
+  failed,           // a transfer ended in a ReadError; instant
+  evicted,          // a resident expert gave up its slot; instant
+  evicted_unused,   // the same, and a prefetch had brought it for nothing; instant
 };
 constexpr int kEventKinds = static_cast<int>(EventKind::evicted_unused) + 1;
 std::string_view name_of(EventKind kind);

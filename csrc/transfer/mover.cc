@@ -7,8 +7,8 @@
 
 namespace prophet {
 
-Mover::Mover(const WeightStore& store, Backend& backend, Cache& cache,
-             std::span<std::byte> arena, Recorder& recorder, MoverOptions options)
+Mover::Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span<std::byte> arena,
+             Recorder& recorder, MoverOptions options)
     : store_(store),
       backend_(backend),
       cache_(cache),
@@ -135,17 +135,26 @@ void Mover::start_wishes() {
   }
 }
 
+bool Mover::landed(Transfer& transfer, const Chunk& chunk) {
+  try {
+    if (!backend_.poll(chunk.first)) return false;
+    transfer.moved += chunk.second;
+  } catch (const ReadError& error) {
+    if (transfer.error.empty()) transfer.error = error.what();
+    transfer.cancelled = true;
+  }
+  return true;
+}
+
 void Mover::poll(Transfer& transfer) {
-  std::erase_if(transfer.chunks, [&](const auto& chunk) {
-    try {
-      if (!backend_.poll(chunk.first)) return false;
-      transfer.moved += chunk.second;
-    } catch (const ReadError& error) {
-      if (transfer.error.empty()) transfer.error = error.what();
-      transfer.cancelled = true;
-    }
-    return true;
-  });
+  std::vector<Chunk>& chunks = transfer.chunks;
+  if (!all_started(transfer)) {
+    std::erase_if(chunks, [&](const Chunk& chunk) { return landed(transfer, chunk); });
+    return;
+  }
+  // Nothing follows before all have landed, so one that has not is reason enough to stop looking;
+  // the youngest is the likeliest.
+  while (!chunks.empty() && landed(transfer, chunks.back())) chunks.pop_back();
 }
 
 bool Mover::all_started(const Transfer& transfer) const {
@@ -155,7 +164,8 @@ bool Mover::all_started(const Transfer& transfer) const {
 void Mover::finish(const Transfer& transfer, std::vector<Ending>& ended) {
   const Nanos now = backend_.now();
   const ExpertKey key = transfer.key;
-  const auto span = transfer.lane == Lane::demand ? EventKind::read_demand : EventKind::read_prefetch;
+  const auto span =
+      transfer.lane == Lane::demand ? EventKind::read_demand : EventKind::read_prefetch;
   if (!transfer.error.empty() || !all_started(transfer)) {
     recorder_.record({now, now, EventKind::cancelled, key, transfer.moved});
     cache_.abandon(key);
@@ -186,15 +196,16 @@ void Mover::collect(std::vector<Ending>& out) {
 }
 
 void Mover::tickets(ExpertKey key, std::vector<Ticket>& out) const {
-  if (const Transfer* transfer = find(key)) {
-    for (const auto& chunk : transfer->chunks) out.push_back(chunk.first);
-  }
+  const Transfer* transfer = find(key);
+  if (transfer == nullptr || transfer->chunks.empty()) return;
+  if (all_started(*transfer)) return out.push_back(transfer->chunks.back().first);
+  for (const Chunk& chunk : transfer->chunks) out.push_back(chunk.first);
 }
 
 bool Mover::prefetching() const {
   return !wishes_.empty() || std::any_of(moving_.begin(), moving_.end(), [](const Transfer& t) {
-           return t.lane == Lane::prefetch;
-         });
+    return t.lane == Lane::prefetch;
+  });
 }
 
 void Mover::prefetch_tickets(std::vector<Ticket>& out) const {

@@ -29,7 +29,8 @@
 namespace prophet {
 
 struct MoverOptions {
-  std::uint64_t chunk_bytes = 1 << 20;  // rounded down to the backend's alignment, at least one unit
+  std::uint64_t chunk_bytes =
+      1 << 20;  // rounded down to the backend's alignment, at least one unit
   int prefetch_chunks = 2;
 };
 
@@ -51,13 +52,14 @@ class Mover {
   // The whole set of wished prefetches from now on.
   void want(std::span<const Prefetch> wanted);
 
-  // Collects what has ended. Cheap when idle. The caller leases what it was waiting for before it calls
-  // `start_wishes`, which may evict anything that is resident and not leased.
+  // Collects what has ended. Cheap when idle. The caller leases what it was waiting for before it
+  // calls `start_wishes`, which may evict anything that is resident and not leased.
   void collect(std::vector<Ending>& ended);
   // Starts wished prefetches while their lane has room.
   void start_wishes();
 
-  // Tickets to wait for until something of `key` moves on.
+  // Tickets to wait for until `key` may have moved on; one when all of its chunks have been
+  // started.
   void tickets(ExpertKey key, std::vector<Ticket>& out) const;
   // Tickets of running prefetches.
   void prefetch_tickets(std::vector<Ticket>& out) const;
@@ -74,23 +76,25 @@ class Mover {
   std::uint64_t unused_bytes() const;
 
  private:
+  using Chunk = std::pair<Ticket, std::uint64_t>;  // and its bytes
   struct Transfer {
     ExpertKey key;
     std::byte* slot = nullptr;
     Lane lane = Lane::demand;
-    bool foreseen = false;    // began as a prefetch
-    bool cancelled = false;   // start no further chunk
-    std::string error;        // of the first failed chunk
-    std::size_t extent = 0;   // next chunk: this extent ...
-    std::uint64_t done = 0;   // ... from this byte of it
-    std::uint64_t moved = 0;  // bytes landed
-    std::vector<std::pair<Ticket, std::uint64_t>> chunks;  // in flight
+    bool foreseen = false;      // began as a prefetch
+    bool cancelled = false;     // start no further chunk
+    std::string error;          // of the first failed chunk
+    std::size_t extent = 0;     // next chunk: this extent ...
+    std::uint64_t done = 0;     // ... from this byte of it
+    std::uint64_t moved = 0;    // bytes landed
+    std::vector<Chunk> chunks;  // in flight, oldest first
     Nanos begin = 0;
   };
 
   bool start(ExpertKey key, Lane lane);
   bool start_chunk(Transfer& transfer);  // false when none is left
   void start_all_chunks(Transfer& transfer);
+  bool landed(Transfer& transfer, const Chunk& chunk);  // or failed: noted in the transfer
   void poll(Transfer& transfer);
   bool all_started(const Transfer& transfer) const;
   void finish(const Transfer& transfer, std::vector<Ending>& ended);
@@ -105,9 +109,9 @@ class Mover {
   std::span<std::byte> arena_;
   Recorder& recorder_;
   MoverOptions options_;
-  std::vector<Transfer> moving_;            // few: at most the experts of some layers
-  std::vector<Prefetch> wishes_;            // not started, soonest last
-  std::vector<std::uint64_t> unused_;       // [experts] bytes a prefetch brought, not used yet
+  std::vector<Transfer> moving_;       // few: at most the experts of some layers
+  std::vector<Prefetch> wishes_;       // not started, soonest last
+  std::vector<std::uint64_t> unused_;  // [experts] bytes a prefetch brought, not used yet
 };
 
 }  // namespace prophet

@@ -14,14 +14,14 @@
 namespace prophet {
 
 struct Reconciled {
-  std::vector<Prefetch> start;     // absent and wished: in the order to bring them
-  std::vector<ExpertKey> cancel;   // moving as a prefetch and no longer wished
-  std::vector<ExpertKey> resume;   // being cancelled and wished again
+  std::vector<Prefetch> start;    // absent and wished: in the order to bring them
+  std::vector<ExpertKey> cancel;  // moving as a prefetch and no longer wished
+  std::vector<ExpertKey> resume;  // being cancelled and wished again
 };
 
 // `wanted` may name a key twice (the more confident wish counts) and keys that are already here
-// (dropped: a touch, not a transfer). `moving` are the running prefetches. Order of `start`: earliest deadline,
-// then highest confidence, then smallest key. `state` tells where a key stands.
+// (dropped: a touch, not a transfer). `moving` are the running prefetches. Order of `start`:
+// earliest deadline, then highest confidence, then smallest key. `state` tells where a key stands.
 Reconciled reconcile(std::span<const Prefetch> wanted, std::span<const ExpertKey> moving,
                      const std::function<Residency(ExpertKey)>& state);
 

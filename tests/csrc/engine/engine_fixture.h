@@ -38,14 +38,15 @@ struct World {
   std::shared_ptr<ManualBackend> backend;
   std::unique_ptr<Engine> engine;
 
-  World(Geometry geometry, EngineOptions options, ManualOptions manual = {}) {
+  World(Geometry geometry, EngineOptions options, ManualOptions manual = {},
+        std::unique_ptr<Predictor> predictor = nullptr) {
     manual.content = float_content;
     if (options.mover.chunk_bytes == MoverOptions{}.chunk_bytes) options.mover.chunk_bytes = 256;
     store = std::make_shared<SyntheticStore>(geometry, kExpertBytes, 16);
     manual.alignment = 16;
     backend = std::make_shared<ManualBackend>(manual);
     backend->open({"virtual"});
-    engine = std::make_unique<Engine>(store, backend, options);
+    engine = std::make_unique<Engine>(store, backend, options, std::move(predictor));
     FfnLayout layout;
     layout.shape = {kHidden, kInter, DType::f32, Activation::silu, true};
     // One piece: gate, up and down one after the other.

@@ -71,8 +71,8 @@ TEST(Forward, ExpertsOfOtherRanksAndWeightlessPairsAreNotTouched) {
   std::mt19937 random(8);
   World world(kGeometry, options_with(16));
   Batch batch(2, kGeometry, random);
-  batch.ids = {0, 8, 1, 100, 9, 2};        // 8 and above: another rank's
-  batch.weights = {1, 1, 0, 1, 1, 2};      // the pair of expert 1 weighs nothing
+  batch.ids = {0, 8, 1, 100, 9, 2};    // 8 and above: another rank's
+  batch.weights = {1, 1, 0, 1, 1, 2};  // the pair of expert 1 weighs nothing
   batch.run(*world.engine, 0);
   EXPECT_EQ(world.engine->counters().misses, 2u);  // experts 0 and 2
   EXPECT_EQ(world.engine->state({0, 1}), Residency::absent);

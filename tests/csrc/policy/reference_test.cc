@@ -179,6 +179,30 @@ TEST(ExpectedNextUse, WhatWasBroughtAheadStaysUntilItsLayerRan) {
   EXPECT_EQ(policy->victim(view, {3, 1}), (ExpertKey{2, 9}));
 }
 
+// A predictor's gaps rule in the turn they were told in and the next one, then memory does again.
+TEST(ExpectedNextUse, BelievesAPredictorForOneTurn) {
+  const Geometry geometry{2, 3, 1};
+  const auto policy = make_eviction_policy("expected-next-use", geometry);
+  const auto by_memory = make_eviction_policy("expected-next-use", geometry);
+  FakeView all(geometry);
+  for (std::int32_t e = 0; e < 3; ++e) all.present[e] = true;
+  for (EvictionPolicy* each : {policy.get(), by_memory.get()}) {
+    for (std::int32_t e = 0; e < 3; ++e) each->arrived({0, e});
+    for (std::int32_t turn = 0; turn < 4; ++turn) {
+      each->tick(0);
+      each->used({0, turn == 3 ? 1 : 0});  // expert 2 has never been used
+      each->tick(1);
+    }
+  }
+  EXPECT_EQ(by_memory->victim(all, {1, 0}), (ExpertKey{0, 2}));
+  policy->expects(0, std::vector<float>{7, 2, 3});
+  EXPECT_EQ(policy->victim(all, {1, 0}), (ExpertKey{0, 0}));
+  policy->tick(0);
+  EXPECT_EQ(policy->victim(all, {1, 0}), (ExpertKey{0, 0}));
+  policy->tick(0);
+  EXPECT_EQ(policy->victim(all, {1, 0}), (ExpertKey{0, 2}));
+}
+
 TEST(ExpectedNextUse, SeveralWavesOfOneTurnCountOnce) {
   const auto once = make_eviction_policy("expected-next-use", kGeometry);
   const auto waves = make_eviction_policy("expected-next-use", kGeometry);

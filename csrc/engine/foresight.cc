@@ -1,0 +1,142 @@
+#include "engine/foresight.h"
+
+#include <sys/resource.h>
+#include <time.h>
+
+#include <algorithm>
+
+namespace prophet {
+namespace {
+
+constexpr int kNiceness = 10;
+
+Nanos thread_time() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return Nanos(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+}  // namespace
+
+Foresight::Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded)
+    : predictor_(std::move(predictor)),
+      geometry_(geometry),
+      gaps_(std::size_t(geometry.total()), 1.0f) {
+  if (threaded) worker_ = std::thread([this] { work(); });
+}
+
+Foresight::~Foresight() {
+  {
+    Lock lock(mutex_);
+    stop_ = true;
+  }
+  posted_.notify_all();
+  if (worker_.joinable()) worker_.join();
+}
+
+void Foresight::post(const Glimpse& glimpse) {
+  Lock lock(mutex_);
+  if (!failure_.empty()) return;
+  const std::size_t most = 2 * std::size_t(geometry_.layers);
+  done_.wait(lock, [&] { return queue_.size() < most; });
+  Seen seen{};
+  if (!spare_.empty()) {
+    seen = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  const std::size_t pairs = std::size_t(glimpse.tokens) * glimpse.top_k;
+  seen.layer = glimpse.layer;
+  seen.tokens = glimpse.tokens;
+  seen.top_k = glimpse.top_k;
+  seen.experts.assign(glimpse.experts, glimpse.experts + pairs);
+  seen.has_weights = glimpse.weights != nullptr;
+  if (seen.has_weights) seen.weights.assign(glimpse.weights, glimpse.weights + pairs);
+  const std::size_t width = std::size_t(predictor_->hidden_width());
+  seen.has_hidden = width > 0 && glimpse.hidden != nullptr;
+  if (seen.has_hidden) seen.hidden.assign(glimpse.hidden, glimpse.hidden + width);
+  queue_.push_back(std::move(seen));
+  if (worker_.joinable()) {
+    posted_.notify_one();
+  } else {
+    const Seen next = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();
+    observe(next);
+  }
+}
+
+void Foresight::work() {
+  setpriority(PRIO_PROCESS, 0, kNiceness);  // Linux: of this thread alone
+  Lock lock(mutex_);
+  while (true) {
+    posted_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+    if (stop_) return;
+    Seen next = std::move(queue_.front());
+    queue_.pop_front();
+    busy_ = true;
+    lock.unlock();
+    observe(next);
+    lock.lock();
+    busy_ = false;
+    spare_.push_back(std::move(next));
+    done_.notify_all();
+  }
+}
+
+void Foresight::observe(const Seen& seen) {
+  const Nanos begin = thread_time();
+  std::string failure;
+  bool told = false;
+  // Only this thread writes the gaps of this layer, and `settle` reads them when it is idle.
+  const std::span<float> gaps(gaps_.data() + std::size_t(seen.layer) * geometry_.experts_per_layer,
+                              std::size_t(geometry_.experts_per_layer));
+  try {
+    predictor_->observe({seen.layer, seen.tokens, seen.top_k, seen.experts.data(),
+                         seen.has_weights ? seen.weights.data() : nullptr,
+                         seen.has_hidden ? seen.hidden.data() : nullptr});
+    told = predictor_->next_use(seen.layer, gaps);
+    if (told && !std::all_of(gaps.begin(), gaps.end(), [](float gap) { return gap >= 1.0f; })) {
+      failure = "the predictor gave a gap that is below one turn or no number";
+    }
+  } catch (const std::exception& error) {
+    failure = error.what();
+  }
+  const Nanos spent = thread_time() - begin;
+  Lock lock(mutex_);
+  time_ += spent;
+  ++observations_;
+  if (!failure.empty()) {
+    failure_ = failure;
+    queue_.clear();
+    fresh_.clear();
+  } else if (told) {
+    fresh_.push_back(seen.layer);
+  }
+}
+
+void Foresight::settle(EvictionPolicy& policy) {
+  Lock lock(mutex_);
+  done_.wait(lock, [&] { return queue_.empty() && !busy_; });
+  const std::int32_t experts = geometry_.experts_per_layer;
+  for (std::int32_t layer : fresh_) {
+    policy.expects(layer, {gaps_.data() + std::size_t(layer) * experts, std::size_t(experts)});
+  }
+  fresh_.clear();
+}
+
+std::string Foresight::failure() const {
+  Lock lock(mutex_);
+  return failure_;
+}
+
+std::uint64_t Foresight::observations() const {
+  Lock lock(mutex_);
+  return observations_;
+}
+
+Nanos Foresight::time() const {
+  Lock lock(mutex_);
+  return time_;
+}
+
+}  // namespace prophet

@@ -1,0 +1,71 @@
+// Runs a predictor beside the layers, so that it never delays one.
+//
+// `post` hands over what the router said and returns; a worker of low priority feeds the
+// predictor. `settle` opens the next layer step: it waits for the worker, which has had the time
+// between two experts calls for its microseconds, and tells the policy. Since every glimpse is
+// known before a victim is chosen, decisions do not depend on how fast the worker was.
+//
+// A predictor that throws is switched off, and the reason kept: generation goes on without it.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/types.h"
+#include "policy/eviction_policy.h"
+#include "predict/predictor.h"
+
+namespace prophet {
+
+class Foresight {
+ public:
+  // `threaded` false: `post` does the work itself (virtual time, or one core).
+  Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded);
+  ~Foresight();
+  Foresight(const Foresight&) = delete;
+
+  // Copies the glimpse. Waits only when more than two tokens' worth of layers are queued.
+  void post(const Glimpse& glimpse);
+
+  // Everything posted so far has been seen by the predictor; its gaps are told to the policy.
+  void settle(EvictionPolicy& policy);
+
+  std::string name() const { return predictor_->name(); }
+  std::string failure() const;         // why it was switched off; empty while it works
+  std::uint64_t observations() const;  // layer steps seen
+  Nanos time() const;                  // CPU time the predictor took
+
+ private:
+  struct Seen {
+    std::int32_t layer, tokens, top_k;
+    std::vector<std::int32_t> experts;
+    std::vector<float> weights, hidden;
+    bool has_weights, has_hidden;
+  };
+  using Lock = std::unique_lock<std::mutex>;
+
+  void work();
+  void observe(const Seen& seen);
+
+  const std::unique_ptr<Predictor> predictor_;
+  const Geometry geometry_;
+  mutable std::mutex mutex_;
+  std::condition_variable posted_, done_;
+  std::deque<Seen> queue_;
+  std::vector<Seen> spare_;  // kept for their capacity
+  bool busy_ = false, stop_ = false;
+  std::vector<float> gaps_;          // [layers, experts_per_layer]
+  std::vector<std::int32_t> fresh_;  // layers whose gaps the policy has not heard yet
+  std::string failure_;
+  std::uint64_t observations_ = 0;
+  Nanos time_ = 0;
+  std::thread worker_;
+};
+
+}  // namespace prophet

@@ -1,0 +1,131 @@
+#include "engine/foresight.h"
+
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+#include "engine/engine_fixture.h"
+
+namespace prophet {
+namespace {
+
+constexpr Geometry kGeometry{3, 8, 2};
+
+// Says that every expert but the router's last choice is needed late, and notes what it saw.
+class Recency final : public Predictor {
+ public:
+  struct Notes {
+    std::vector<std::int32_t> layers;
+    std::vector<std::vector<std::int32_t>> experts;
+    std::vector<float> hidden;
+  };
+  explicit Recency(std::shared_ptr<Notes> notes, std::int32_t fail_at = -1)
+      : notes_(std::move(notes)), fail_at_(fail_at) {}
+  std::string name() const override { return "recency"; }
+  std::int32_t hidden_width() const override { return kHidden; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override {
+    if (fail_at_ == std::int32_t(notes_->layers.size())) throw std::runtime_error("out of ideas");
+    notes_->layers.push_back(glimpse.layer);
+    notes_->experts.emplace_back(glimpse.experts, glimpse.experts + glimpse.tokens * glimpse.top_k);
+    if (glimpse.hidden) notes_->hidden.assign(glimpse.hidden, glimpse.hidden + kHidden);
+  }
+  bool next_use(std::int32_t, std::span<float> gaps) override {
+    for (float& gap : gaps) gap = 8;
+    for (std::int32_t expert : notes_->experts.back()) gaps[expert] = 1;
+    return true;
+  }
+
+ private:
+  std::shared_ptr<Notes> notes_;
+  std::int32_t fail_at_;
+};
+
+struct Told final : EvictionPolicy {
+  std::vector<std::pair<std::int32_t, std::vector<float>>> heard;
+  std::string name() const override { return "told"; }
+  void arrived(ExpertKey) override {}
+  void used(ExpertKey) override {}
+  void left(ExpertKey) override {}
+  void expects(std::int32_t layer, std::span<const float> gaps) override {
+    heard.emplace_back(layer, std::vector<float>(gaps.begin(), gaps.end()));
+  }
+  std::optional<ExpertKey> victim(const CacheView&, ExpertKey) const override { return {}; }
+};
+
+TEST(Foresight, TellsThePolicyWhatWasPostedBeforeItSettles) {
+  for (bool threaded : {false, true}) {
+    auto notes = std::make_shared<Recency::Notes>();
+    Foresight foresight(std::make_unique<Recency>(notes), kGeometry, threaded);
+    Told policy;
+    for (std::int32_t step = 0; step < 200; ++step) {
+      const std::int32_t experts[] = {step % 8, (step + 3) % 8};
+      foresight.post({step % 3, 1, 2, experts, nullptr, nullptr});
+      foresight.settle(policy);
+      ASSERT_EQ(policy.heard.size(), std::size_t(step) + 1);
+      EXPECT_EQ(policy.heard.back().first, step % 3);
+      EXPECT_EQ(policy.heard.back().second[std::size_t(step % 8)], 1);
+    }
+    EXPECT_EQ(foresight.observations(), 200u);
+    EXPECT_GT(foresight.time(), 0);
+    EXPECT_EQ(foresight.failure(), "");
+  }
+}
+
+TEST(Foresight, ManyPostsBeforeOneSettleLoseNothing) {
+  auto notes = std::make_shared<Recency::Notes>();
+  Foresight foresight(std::make_unique<Recency>(notes), kGeometry, true);
+  const std::int32_t experts[] = {1, 2};
+  for (std::int32_t step = 0; step < 500; ++step) {
+    foresight.post({step % 3, 1, 2, experts, nullptr, nullptr});
+  }
+  Told policy;
+  foresight.settle(policy);
+  ASSERT_EQ(notes->layers.size(), 500u);
+  for (std::int32_t step = 0; step < 500; ++step)
+    EXPECT_EQ(notes->layers[std::size_t(step)], step % 3);
+}
+
+TEST(Foresight, EndsWithWorkStillQueued) {
+  const std::int32_t experts[] = {1, 2};
+  for (int round = 0; round < 50; ++round) {
+    Foresight foresight(std::make_unique<Recency>(std::make_shared<Recency::Notes>()), kGeometry,
+                        true);
+    for (std::int32_t step = 0; step < 5; ++step) {
+      foresight.post({step % 3, 1, 2, experts, nullptr, nullptr});
+    }
+  }
+}
+
+// A failing predictor never stops generation: the engine goes on and tells why.
+TEST(Foresight, AFailingPredictorIsSwitchedOffAndTheReasonKept) {
+  auto notes = std::make_shared<Recency::Notes>();
+  World plain(kGeometry, options_with(5));
+  World world(kGeometry, options_with(5), {}, std::make_unique<Recency>(notes, 4));
+  std::mt19937 random(3);
+  for (int step = 0; step < 12; ++step) {
+    Batch batch(1, kGeometry, random);
+    Batch same = batch;
+    batch.run(*plain.engine, step % 3);
+    same.run(*world.engine, step % 3);
+    EXPECT_EQ(batch.out, same.out);
+  }
+  EXPECT_EQ(notes->layers, (std::vector<std::int32_t>{0, 1, 2, 0}));
+  EXPECT_NE(world.engine->foresight_failure().find("out of ideas"), std::string::npos);
+}
+
+TEST(Foresight, ForwardTellsIdsAndTheRoutersInputOfTheLastToken) {
+  auto notes = std::make_shared<Recency::Notes>();
+  World world(kGeometry, options_with(24), {}, std::make_unique<Recency>(notes));
+  std::mt19937 random(4);
+  Batch batch(2, kGeometry, random);
+  batch.run(*world.engine, 1);
+  world.engine->step(2);  // the next layer begins: the worker is done
+  ASSERT_EQ(notes->experts.size(), 1u);
+  EXPECT_EQ(notes->experts[0], std::vector<std::int32_t>(batch.ids.begin(), batch.ids.end()));
+  EXPECT_EQ(notes->hidden, std::vector<float>(batch.x.begin() + kHidden, batch.x.end()));
+  EXPECT_EQ(world.engine->counters().foresight_steps, 1u);
+}
+
+}  // namespace
+}  // namespace prophet
