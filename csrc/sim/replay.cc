@@ -1,0 +1,217 @@
+#include "sim/replay.h"
+
+#include <algorithm>
+#include <string>
+
+#include "core/error.h"
+#include "store/synthetic_store.h"
+
+namespace prophet {
+namespace {
+
+void add(Counters& sum, const Counters& c) {
+  static_assert(sizeof(Counters) == 23 * 8, "a new counter: add it here");
+  sum.bytes_moved += c.bytes_moved;
+  sum.bytes_demand += c.bytes_demand;
+  sum.bytes_prefetch_used += c.bytes_prefetch_used;
+  sum.bytes_prefetch_late += c.bytes_prefetch_late;
+  sum.bytes_prefetch_wasted += c.bytes_prefetch_wasted;
+  sum.bytes_prefetch_unused += c.bytes_prefetch_unused;
+  sum.bytes_cancelled += c.bytes_cancelled;
+  sum.hits_resident += c.hits_resident;
+  sum.hits_in_flight += c.hits_in_flight;
+  sum.misses += c.misses;
+  sum.evictions += c.evictions;
+  sum.evicted_before_use += c.evicted_before_use;
+  sum.layer_steps += c.layer_steps;
+  sum.waves += c.waves;
+  sum.reads += c.reads;
+  sum.reads_failed += c.reads_failed;
+  sum.expert_bytes_routed += c.expert_bytes_routed;
+  sum.foresight_steps += c.foresight_steps;
+  sum.stall_ns += c.stall_ns;
+  sum.compute_ns += c.compute_ns;
+  sum.busy_ns += c.busy_ns;
+  sum.now_ns += c.now_ns;
+  sum.foresight_ns += c.foresight_ns;
+}
+
+void require_times(const ComputeTimes& t) {
+  for (Nanos time : {t.pass, t.layer, t.layer_token, t.expert, t.expert_token}) {
+    if (time < 0) {
+      throw InvalidArgument("computing takes 0 ns or more, not " + std::to_string(time) +
+                            ": mend the machine's times");
+    }
+  }
+}
+
+}  // namespace
+
+Replay::Replay(ReplayOptions options) : options_(std::move(options)), cutter_(options_.geometry) {
+  require_times(options_.times);
+  options_.engine.background = false;
+  options_.engine.threads = 1;
+  build();
+  for (std::int32_t layer = 0; layer < options_.geometry.layers; ++layer) {
+    rooms_.push_back(engine_->pool_slots(layer));
+  }
+  done_.layers.resize(rooms_.size());
+}
+
+Replay::~Replay() = default;
+
+void Replay::build() {
+  backend_ = std::make_shared<SimBackend>(options_.link);
+  backend_->open({"experts"});
+  auto store = std::make_shared<SyntheticStore>(options_.geometry, options_.expert_bytes,
+                                                options_.link.alignment);
+  engine_ = std::make_unique<Engine>(std::move(store), backend_, options_.engine,
+                                     options_.predictor ? options_.predictor() : nullptr);
+}
+
+void Replay::restart() {
+  add(done_.counters, engine_->counters());
+  build();
+}
+
+ReplayResult Replay::result() const {
+  ReplayResult result = done_;
+  add(result.counters, engine_->counters());
+  return result;
+}
+
+// The processor computes; meanwhile landings make room for further prefetches.
+void Replay::compute(Nanos time) {
+  const Nanos end = backend_->now() + time;
+  while (engine_->progress()) {
+    const Nanos next = backend_->next_landing();
+    if (next >= end) break;
+    backend_->advance(next - backend_->now());
+  }
+  backend_->advance(end - backend_->now());
+}
+
+void Replay::serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next) {
+  if (!next.empty()) {
+    keys_.clear();
+    for (std::int32_t expert : wave.experts) keys_.push_back({layer, expert});
+    engine_->reveal(keys_, next);
+  }
+  const Nanos asked = backend_->now();
+  engine_->lease(layer, wave.experts, lease_);
+  stall_ += backend_->now() - asked;  // a slot had to become free
+  LayerCounts& counts = done_.layers[layer];
+  for (const Lease::Entry& entry : lease_.entries) {
+    ++(entry.hit ? counts.resident : entry.coming ? counts.in_flight : counts.miss);
+  }
+  computed_.assign(wave.experts.size(), false);
+  for (std::size_t left = wave.experts.size(); left > 0;) {
+    Nanos time = 0;
+    for (std::size_t i = 0; i < lease_.entries.size(); ++i) {
+      if (computed_[i] || lease_.entries[i].status != Lease::Status::held) continue;
+      computed_[i] = true;
+      --left;
+      time += options_.times.expert + wave.counts[i] * options_.times.expert_token;
+    }
+    if (time > 0) {
+      done_.counters.compute_ns += time;
+      compute(time);
+    } else if (left > 0) {
+      const Nanos begin = backend_->now();
+      engine_->wait_any(lease_);
+      stall_ += backend_->now() - begin;
+    }
+  }
+  engine_->release(lease_);
+  ++done_.counters.waves;
+}
+
+void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
+  const Geometry& g = options_.geometry;
+  const std::size_t row = std::size_t(g.layers) * g.top_k;
+  compute(options_.times.pass);
+  for (std::int32_t layer = 0; layer < g.layers; ++layer) {
+    const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
+    compute(options_.times.layer + tokens * options_.times.layer_token);
+    engine_->step(layer);
+    cutter_.begin(layer, chunk.routes.data() + begin, tokens, row, rooms_[layer]);
+    for (Wave wave; cutter_.next(wave);) {
+      std::span<const std::int64_t> next;
+      if (!chunk.next.empty()) {
+        if (chunk.next.size() - next_at_ < wave.experts.size()) refuse_next(chunk);
+        next = chunk.next.subspan(next_at_, wave.experts.size());
+        next_at_ += wave.experts.size();
+      }
+      serve(layer, wave, next);
+    }
+    if (options_.predictor) observe(chunk, layer, begin, tokens);
+  }
+}
+
+void Replay::observe(const Chunk& chunk, std::int32_t layer, std::size_t begin,
+                     std::int32_t tokens) {
+  const std::size_t k = options_.geometry.top_k, row = options_.geometry.layers * k;
+  Glimpse glimpse{layer, tokens, static_cast<std::int32_t>(k)};
+  ids_.resize(tokens * k);
+  weights_.resize(tokens * k);
+  for (std::int32_t token = 0; token < tokens; ++token) {
+    const std::size_t from = begin + token * row;
+    std::copy_n(chunk.routes.data() + from, k, ids_.data() + token * k);
+    if (!chunk.gates.empty()) {
+      std::copy_n(chunk.gates.data() + from, k, weights_.data() + token * k);
+    }
+  }
+  glimpse.experts = ids_.data();
+  if (!chunk.gates.empty()) glimpse.weights = weights_.data();
+  engine_->observe(glimpse);
+}
+
+std::int32_t Replay::begin(const Chunk& chunk) {
+  const Geometry& g = options_.geometry;
+  const std::size_t row = std::size_t(g.layers) * g.top_k;
+  if (chunk.routes.size() % row != 0) {
+    throw InvalidArgument(
+        "routes are [tokens, " + std::to_string(g.layers) + ", " + std::to_string(g.top_k) +
+        "], but " + std::to_string(chunk.routes.size()) + " ids are no whole number of tokens");
+  }
+  if (!chunk.gates.empty() && chunk.gates.size() != chunk.routes.size()) {
+    throw InvalidArgument("gates are as many as routes, not " + std::to_string(chunk.gates.size()) +
+                          " for " + std::to_string(chunk.routes.size()));
+  }
+  next_at_ = 0;
+  return static_cast<std::int32_t>(chunk.routes.size() / row);
+}
+
+void Replay::refuse_next(const Chunk& chunk) const {
+  throw InvalidArgument(
+      "the next uses are of other passes: " + std::to_string(chunk.next.size()) +
+      " of them do not fit these routes; make them by NextUse from the same chunk");
+}
+
+void Replay::decode(const Chunk& chunk, std::int32_t batch) {
+  if (batch < 1) throw InvalidArgument("a forward pass has at least one token");
+  const std::int32_t tokens = begin(chunk);
+  for (std::int32_t first = 0; first < tokens; first += batch) {
+    const std::int32_t now = std::min(batch, tokens - first);
+    const Nanos before = backend_->now();
+    stall_ = 0;
+    pass(chunk, first, now);
+    done_.tpot.add(backend_->now() - before);
+    done_.stall.add(stall_);
+    done_.tokens += now;
+    ++done_.passes;
+  }
+  if (next_at_ != chunk.next.size()) refuse_next(chunk);
+}
+
+void Replay::prefill(const Chunk& chunk) {
+  const std::int32_t tokens = begin(chunk);
+  if (tokens == 0) return;
+  const Nanos before = backend_->now();
+  pass(chunk, 0, tokens);
+  done_.prefill_ns += backend_->now() - before;
+  done_.prefill_tokens += tokens;
+  if (next_at_ != chunk.next.size()) refuse_next(chunk);
+}
+
+}  // namespace prophet

@@ -1,0 +1,117 @@
+// What if the machine were another? A routing trace through the real engine, on a virtual clock.
+//
+// The engine, queue, cache, policies and predictors are those that run on real bytes; only the
+// backend is a clock (device/sim). One forward pass, per MoE layer:
+//
+//   attention (the processor computes, the link works) → the router speaks → its experts are leased
+//   → those that are here are computed, then each as it lands → the leases end
+//
+// Tokens whose experts exceed the layer's slots are served in waves, as Engine::forward does. The
+// routes are handed in chunk by chunk and forgotten: memory does not depend on the length of a
+// trace. Same routes, same options: same result to the nanosecond and byte.
+//
+// Not thread-safe; starts no thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/types.h"
+#include "device/sim/sim_backend.h"
+#include "engine/engine.h"
+#include "predict/predictor.h"
+#include "sim/histogram.h"
+#include "sim/waves.h"
+
+namespace prophet {
+
+// Times of the processor for a forward pass of n tokens.
+struct ComputeTimes {
+  Nanos pass = 0;          // once per pass: embedding, head, sampling
+  Nanos layer = 0;         // attention and router of a layer, whatever n
+  Nanos layer_token = 0;   // the same, per token
+  Nanos expert = 0;        // one expert, however many of its tokens
+  Nanos expert_token = 0;  // the same, per token that chose it
+};
+
+struct ReplayOptions {
+  Geometry geometry;
+  std::uint64_t expert_bytes = 0;
+  SimOptions link;
+  ComputeTimes times;
+  EngineOptions engine;  // background is ignored: a replay has no threads
+  // Makes the predictor of a new engine; empty: none.
+  std::function<std::unique_ptr<Predictor>()> predictor;
+};
+
+// Requests of one layer by where the expert was when the router asked.
+struct LayerCounts {
+  std::uint64_t resident = 0, in_flight = 0, miss = 0;
+};
+
+struct ReplayResult {
+  std::uint64_t tokens = 0, passes = 0;  // decoded
+  std::uint64_t prefill_tokens = 0;
+  Nanos prefill_ns = 0;
+  Histogram tpot;   // one entry per decode pass
+  Histogram stall;  // the same: waiting for bytes
+  std::vector<LayerCounts> layers;
+  Counters counters{};  // now_ns is the virtual time of the whole replay
+};
+
+class Replay {
+ public:
+  // Throws InvalidArgument: a geometry, slots, policy, link or times that cannot be.
+  explicit Replay(ReplayOptions options);
+  ~Replay();
+
+  // Routes are [tokens, layers, top_k], dense; gates the same, or empty when not recorded. `next`
+  // is what NextUse says about these passes, or empty: only the bounds need it. Throws
+  // InvalidArgument: sizes that disagree, ids out of range.
+  struct Chunk {
+    std::span<const std::int32_t> routes;
+    std::span<const float> gates;
+    std::span<const std::int64_t> next;
+  };
+  // Decodes: forward passes of `batch` tokens each (of as many sequences), the last of what is
+  // left.
+  void decode(const Chunk& chunk, std::int32_t batch = 1);
+  // One forward pass over all tokens of the chunk.
+  void prefill(const Chunk& chunk);
+
+  // Empties the cache and forgets all history, as if the next token came to a new process. What was
+  // counted stays.
+  void restart();
+
+  ReplayResult result() const;
+  const Engine& engine() const { return *engine_; }
+  const std::vector<std::int32_t>& rooms() const { return rooms_; }  // slots open to each layer
+
+ private:
+  void build();
+  std::int32_t begin(const Chunk& chunk);  // its tokens
+  void pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens);
+  void observe(const Chunk& chunk, std::int32_t layer, std::size_t begin, std::int32_t tokens);
+  void serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next);
+  void compute(Nanos time);
+  [[noreturn]] void refuse_next(const Chunk& chunk) const;
+
+  ReplayOptions options_;
+  std::shared_ptr<SimBackend> backend_;
+  std::unique_ptr<Engine> engine_;
+  std::vector<std::int32_t> rooms_;
+  ReplayResult done_;  // its counters: of engines that are gone, and what the replay counts itself
+  WaveCutter cutter_;
+  std::size_t next_at_ = 0;  // place in the chunk's `next`
+  Nanos stall_ = 0;          // of this pass
+  Lease lease_;
+  std::vector<bool> computed_;  // [entries of the lease]
+  std::vector<ExpertKey> keys_;
+  std::vector<std::int32_t> ids_;
+  std::vector<float> weights_;
+};
+
+}  // namespace prophet
