@@ -48,7 +48,11 @@ def complain(error: BaseException, verbose: bool) -> None:
     """One sentence on stderr, and the way there with --verbose."""
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
-    sentence = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and not isinstance(error, ProphetError) and error.filename is not None:
+        said = f"{error.filename} cannot be used: {error.strerror}."
+    else:
+        said = str(error)
+    sentence = " ".join(said.split()) or type(error).__name__
     log().print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
 
 

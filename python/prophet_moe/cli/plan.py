@@ -79,10 +79,8 @@ def plan(
     say(f"                        assuming {seen.assumption}")
     disk, memory = rate(seen.disk_bytes_per_second), rate(seen.memory_bytes_per_second)
     say(f"measured                disk {disk}, memory {memory}")
-    expected, without = (
-        number(seen.tpot_ms_expected, ".1f", " ms"),
-        number(seen.tpot_ms_zero_cache, ".1f", " ms"),
-    )
+    expected = number(seen.tpot_ms_expected, ".1f", " ms")
+    slowest = number(seen.tpot_ms_zero_cache, ".1f", " ms")
     say(f"time per output token   {expected} expected, {slowest} with no cache")
     say("                        from bandwidths alone, without what Python costs per layer")
     raise typer.Exit(0 if seen.fits else 1)
