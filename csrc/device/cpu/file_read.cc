@@ -26,7 +26,7 @@ FileReader::Next FileReader::begin(FileRead& read) const {
   }
   const std::uint64_t end = files_[read.from.file].info.size;
   read.size = read.from.offset < end ? std::min(read.from.bytes, end - read.from.offset) : 0;
-  if (read.size == 0 || read.from.bytes - read.size >= files_.alignment()) {
+  if (read.from.bytes - read.size >= files_.alignment()) {
     return fail(read, "the file ends at " + std::to_string(end) +
                           ", it is truncated or its index is wrong: download it again");
   }

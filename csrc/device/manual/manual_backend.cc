@@ -105,7 +105,7 @@ void ManualBackend::land(std::deque<Pending>::iterator copy) {
   const Extent& from = copy->from;
   const std::uint64_t size = options_.file_bytes;
   const std::uint64_t bytes = from.offset < size ? std::min(from.bytes, size - from.offset) : 0;
-  if (bytes == 0 || from.bytes - bytes >= options_.alignment) {
+  if (from.bytes - bytes >= options_.alignment) {
     return fail(copy, "file " + std::to_string(from.file) + " ends at " + std::to_string(size) +
                           ": cannot read " + std::to_string(from.bytes) + " bytes at " +
                           std::to_string(from.offset));

@@ -213,6 +213,9 @@ TEST_P(CpuBackendTest, AChangedFileIsRefused) {
     const std::string sentence = before.error_of({0, 0, before.unit, 0});
     EXPECT_THAT(sentence, HasSubstr(before.path + " changed while in use"));
     EXPECT_THAT(sentence, HasSubstr("reload the model"));
+    // Told as such even where the bytes are not there any more.
+    EXPECT_THAT(before.error_of({0, (1 << 16) - before.unit, before.unit, 0}),
+                HasSubstr("changed while in use"));
 
     // Changed after it was looked at, while it is being read.
     std::string path;
