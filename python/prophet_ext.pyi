@@ -4,7 +4,7 @@
 the caller's. Times are nanoseconds, sizes bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +42,8 @@ class Engine:
         depth: int = 16,
         chunk_bytes: int = 1 << 20,
         timeline: bool = False,
+        predictor: BankPredictor | None = None,
+        # Forecasts of next use for the policy; every engine makes its own copy.
     ) -> None: ...
     @property
     def layers(self) -> int: ...
@@ -59,6 +61,12 @@ class Engine:
     def policy(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def predictor(self) -> str:
+        """Its kind; empty without one."""
+    @property
+    def foresight_failure(self) -> str:
+        """Why the predictor was switched off; empty while it works."""
     @property
     def backend(self) -> str: ...
     @property
@@ -104,6 +112,21 @@ class Engine:
         hold the slots."""
     def step(self, layer: int) -> None:
         """Marks that a MoE layer is being executed by leases (forward does it itself): one tick of policies."""
+    def observe(
+        self,
+        layer: int,
+        tokens: int,
+        top_k: int,
+        ids: int,
+        weights: int,
+        weights_dtype: str,
+        hidden: int,
+        hidden_width: int,
+        hidden_dtype: str,
+    ) -> None:
+        """Tells the predictor what the router of a leased layer said: ids [tokens,top_k] int64, weights
+        [tokens,top_k], and what the router read for the last token, [hidden_width], or address 0.
+        `forward` does it itself. Nothing happens without a predictor."""
     def want(self, entries: Sequence[tuple[int, int, float, int]]) -> None:
         """Restates the whole set of wished prefetches: (layer, expert, confidence, deadline tick)."""
     def state(self, layer: int, expert: int) -> str:
@@ -132,6 +155,42 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+class BankPredictor:
+    """The learned forecaster of prophet_moe.predict.export, from the arrays of its file."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        experts: int,
+        top_k: int,
+        rank: int,
+        decays: Sequence[float],
+        bank: Sequence[int],
+        recent: Sequence[tuple[int, bool]],
+        heads: int,
+        latents: int,
+        limits: int,
+        limit: int,
+        ahead: int,
+        pair: bool,
+        hidden: int,
+        tensors: Mapping[str, NDArray[Any]],
+    ) -> None: ...
+    def reset(self) -> None: ...
+    def observe(
+        self,
+        layer: int,
+        experts: NDArray[np.int32],
+        weights: NDArray[np.float32] | None = None,
+        hidden: NDArray[np.float32] | None = None,
+    ) -> None:
+        """experts, weights [tokens, top_k]; hidden [H] of the last token."""
+    def next_use(self, layer: int) -> NDArray[np.float32]:
+        """Expected turns until each expert of the layer just observed is used again, [experts]."""
+    def forecast(self, layer: int) -> NDArray[np.float32]:
+        """P(needed by the same token) in the coming layers, [horizons, experts]."""
 
 def kernel_isa() -> str: ...
 def kernel_isas() -> list[str]: ...

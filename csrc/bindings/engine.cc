@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "bindings/parts.h"
+#include "bindings/predictor.h"
 #include "core/error.h"
 #include "device/cpu/cpu_backend.h"
 #include "store/extent_store.h"
@@ -44,12 +45,25 @@ struct EngineArguments {
   bool timeline;
 };
 
+void require_same(const Geometry& model, const Geometry& trained) {
+  if (model.layers == trained.layers && model.experts_per_layer == trained.experts_per_layer) {
+    return;
+  }
+  auto words = [](const Geometry& g) {
+    return std::to_string(g.layers) + " layers of " + std::to_string(g.experts_per_layer) +
+           " experts";
+  };
+  throw InvalidArgument("the predictor was trained for " + words(trained) + ", this model has " +
+                        words(model) + "; choose a predictor of this model, or none");
+}
+
 // What Python holds. The engine goes at close(); the backend, and with it the arena, stays until
 // the last view of it has gone, so that a view used too late is stale and never a crash.
 class PyEngine {
  public:
-  PyEngine(const std::vector<std::string>& files, const Pieces& pieces, const EngineArguments& a)
-      : policy_(a.policy) {
+  PyEngine(const std::vector<std::string>& files, const Pieces& pieces, const EngineArguments& a,
+           const PyPredictor* predictor)
+      : policy_(a.policy), predictor_(predictor ? "bank" : "") {
     if (pieces.ndim() != 4 || pieces.shape(3) != 3) {
       throw InvalidArgument("pieces is [layers, experts, pieces, 3]: file, offset, bytes");
     }
@@ -79,7 +93,9 @@ class PyEngine {
         a.threads > 0 ? a.threads : std::max(1, int(std::thread::hardware_concurrency()));
     options.mover.chunk_bytes = a.chunk_bytes;
     options.timeline_events = a.timeline ? kTimelineEvents : 0;
-    engine_ = std::make_shared<Engine>(store, backend_, options);
+    if (predictor) require_same(geometry, predictor->config().geometry);
+    engine_ =
+        std::make_shared<Engine>(store, backend_, options, predictor ? predictor->make() : nullptr);
   }
 
   const std::shared_ptr<Engine>& engine() const {
@@ -88,6 +104,7 @@ class PyEngine {
   }
   const std::shared_ptr<Backend>& backend() const { return backend_; }
   const std::string& policy() const { return policy_; }
+  const std::string& predictor() const { return predictor_; }
 
   void close() {
     if (engine_) engine_->close();
@@ -95,7 +112,7 @@ class PyEngine {
   }
 
  private:
-  std::string policy_;
+  std::string policy_, predictor_;
   std::shared_ptr<Backend> backend_;
   std::shared_ptr<Engine> engine_;
 };
@@ -158,10 +175,12 @@ py::dict counters(const Engine& engine) {
   PROPHET_COUNTER(reads);
   PROPHET_COUNTER(reads_failed);
   PROPHET_COUNTER(expert_bytes_routed);
+  PROPHET_COUNTER(foresight_steps);
   PROPHET_COUNTER(stall_ns);
   PROPHET_COUNTER(compute_ns);
   PROPHET_COUNTER(busy_ns);
   PROPHET_COUNTER(now_ns);
+  PROPHET_COUNTER(foresight_ns);
 #undef PROPHET_COUNTER
   return out;
 }
@@ -199,6 +218,27 @@ void forward(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std:
   const std::shared_ptr<Engine> engine = self.engine();
   py::gil_scoped_release free;
   engine->forward(layer, batch);
+}
+
+// What the router said in a layer that is served by leases; addresses as in forward.
+void observe(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std::int32_t top_k,
+             std::uintptr_t ids, std::uintptr_t weights, const std::string& weights_dtype,
+             std::uintptr_t hidden, std::size_t hidden_width, const std::string& hidden_dtype) {
+  const std::size_t pairs = std::size_t(tokens) * std::size_t(top_k);
+  std::vector<std::int32_t> experts(pairs);
+  const auto* wide = reinterpret_cast<const std::int64_t*>(ids);
+  for (std::size_t i = 0; i < pairs; ++i) {
+    experts[i] = static_cast<std::int32_t>(std::min<std::int64_t>(wide[i], INT32_MAX));
+  }
+  std::vector<float> gates(pairs), row(hidden_width);
+  widen(dtype_from_name(weights_dtype), reinterpret_cast<const void*>(weights), gates.data(),
+        pairs);
+  if (hidden != 0) {
+    widen(dtype_from_name(hidden_dtype), reinterpret_cast<const void*>(hidden), row.data(),
+          hidden_width);
+  }
+  self.engine()->observe(
+      {layer, tokens, top_k, experts.data(), gates.data(), hidden != 0 ? row.data() : nullptr});
 }
 
 void set_ffn(const PyEngine& self, std::int32_t hidden, std::int32_t inter,
@@ -264,16 +304,19 @@ void register_engine(py::module_& m) {
       .def(py::init([](const std::vector<std::string>& files, const Pieces& pieces, int top_k,
                        int slots, const std::string& policy, const std::string& pool, bool keep,
                        const std::string& io, bool direct, int threads, int depth,
-                       std::uint64_t chunk_bytes, bool timeline) {
+                       std::uint64_t chunk_bytes, bool timeline,
+                       const std::shared_ptr<PyPredictor>& predictor) {
              return std::make_unique<PyEngine>(
                  files, pieces,
                  EngineArguments{top_k, slots, policy, pool, keep, io, direct, threads, depth,
-                                 chunk_bytes, timeline});
+                                 chunk_bytes, timeline},
+                 predictor.get());
            }),
            py::kw_only(), py::arg("files"), py::arg("pieces"), py::arg("top_k"), py::arg("slots"),
            py::arg("policy") = "lru", py::arg("pool") = "global", py::arg("keep") = true,
            py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
-           py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false)
+           py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false,
+           py::arg("predictor") = nullptr)
       .def_property_readonly("layers", [](PyEngine& s) { return s.engine()->geometry().layers; })
       .def_property_readonly("experts_per_layer",
                              [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })
@@ -284,6 +327,9 @@ void register_engine(py::module_& m) {
       .def_property_readonly("arena_bytes", [](PyEngine& s) { return s.engine()->arena().size(); })
       .def_property_readonly("threads", [](PyEngine& s) { return s.engine()->threads(); })
       .def_property_readonly("policy", [](PyEngine& s) { return s.policy(); })
+      .def_property_readonly("predictor", [](PyEngine& s) { return s.predictor(); })
+      .def_property_readonly("foresight_failure",
+                             [](PyEngine& s) { return s.engine()->foresight_failure(); })
       .def_property_readonly("backend", [](PyEngine& s) { return s.backend()->name(); })
       .def_property_readonly("io", [](PyEngine& s) { return s.backend()->description(); })
       .def(
@@ -304,6 +350,9 @@ void register_engine(py::module_& m) {
       .def(
           "step", [](PyEngine& s, std::int32_t layer) { s.engine()->step(layer); },
           py::arg("layer"))
+      .def("observe", &observe, py::arg("layer"), py::arg("tokens"), py::arg("top_k"),
+           py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"), py::arg("hidden"),
+           py::arg("hidden_width"), py::arg("hidden_dtype"))
       .def("want", &want, py::arg("entries"))
       .def(
           "state",

@@ -5,6 +5,7 @@ PYBIND11_MODULE(prophet_ext, m) {
   m.doc() = "Prophet's native runtime: see prophet_ext.pyi.";
   m.attr("__version__") = PROPHET_VERSION;
   prophet::register_errors(m);
+  prophet::register_predictor(m);
   prophet::register_engine(m);
   prophet::register_machine(m);
 }

@@ -73,11 +73,13 @@ void Engine::step(std::int32_t layer) {
   cache_.tick(layer);
 }
 
-void Engine::observe(const Glimpse& glimpse) {
+void Engine::observe(Glimpse glimpse, std::size_t hidden_width) {
   if (!geometry().contains({glimpse.layer, 0})) {
     throw InvalidArgument("there is no MoE layer " + std::to_string(glimpse.layer));
   }
-  if (foresight_) foresight_->post(glimpse);
+  if (!foresight_) return;
+  if (hidden_width != foresight_->hidden_width()) glimpse.hidden = nullptr;
+  foresight_->post(glimpse);
 }
 
 std::string Engine::foresight_failure() const {

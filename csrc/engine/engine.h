@@ -110,7 +110,9 @@ class Engine {
   void step(std::int32_t layer);
 
   // What the router of a layer served by leases said; `forward` tells the predictor itself.
-  void observe(const Glimpse& glimpse);
+  // `glimpse.hidden`, when given, holds `hidden_width` numbers; a predictor made for another width
+  // does not get to see them.
+  void observe(Glimpse glimpse, std::size_t hidden_width);
 
   // Asks for distinct experts of one layer and pins them; returns at once. Throws
   // InvalidArgument (twice the same, out of range, more than pool_slots) and StateError

@@ -37,6 +37,7 @@ class Foresight {
   void settle(EvictionPolicy& policy);
 
   std::string name() const { return predictor_->name(); }
+  std::size_t hidden_width() const { return std::size_t(predictor_->hidden_width()); }
   std::string failure() const;         // why it was switched off; empty while it works
   std::uint64_t observations() const;  // layer steps seen
   Nanos time() const;                  // CPU time the predictor took

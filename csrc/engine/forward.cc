@@ -199,7 +199,8 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
       s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
     }
     observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
-             s.x.data() + (batch.tokens - 1) * hidden});
+             s.x.data() + (batch.tokens - 1) * hidden},
+            hidden);
   }
 }
 
