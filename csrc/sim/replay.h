@@ -87,7 +87,7 @@ class Replay {
   void restart();
 
   ReplayResult result() const;
-  const Engine& engine() const { return *engine_; }
+  Engine& engine() { return *engine_; }                              // until the next restart
   const std::vector<std::int32_t>& rooms() const { return rooms_; }  // slots open to each layer
 
  private:
