@@ -112,7 +112,7 @@ class Engine {
   // What the router of a layer served by leases said; `forward` tells the predictor itself.
   // `glimpse.hidden`, when given, holds `hidden_width` numbers; a predictor made for another width
   // does not get to see them.
-  void observe(Glimpse glimpse, std::size_t hidden_width);
+  void observe(Glimpse glimpse, std::size_t hidden_width = 0);
 
   // Asks for distinct experts of one layer and pins them; returns at once. Throws
   // InvalidArgument (twice the same, out of range, more than pool_slots) and StateError
