@@ -209,11 +209,12 @@ def _round_up(size: int) -> int:
 def auto_budget(rss_now: int, memory: machine.Memory | None = None) -> int:
     """Bytes that this process may grow to: its own now, and what machine and cgroup leave it."""
     memory = memory or machine.memory()
-    growth = int(memory.available * AUTO_SHARE)
+    most = rss_now + int(memory.available * AUTO_SHARE)
     if memory.limit is not None:
-        margin = max(32 * MIB, memory.limit // 20)
-        growth = min(growth, memory.limit - (memory.used or 0) - margin)
-    return rss_now + max(0, growth)
+        limit = memory.limit - max(32 * MIB, memory.limit // 20)
+        # Never above the limit itself, although mapped libraries may be charged to another group.
+        most = min(most, limit, rss_now + limit - (memory.used or 0))
+    return max(rss_now, most)
 
 
 def plan_memory(

@@ -30,6 +30,12 @@ class Recording:
     interrupted: bool = False  # by Ctrl-C; what was done until then is here
     past: Any = None  # the KV cache after the last step; None when interrupted
 
+    def whole(self) -> Recording:
+        """Itself; raises the KeyboardInterrupt that cut it short, for callers who have no use for a part."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
+
 
 class _Marker:
     """A logits processor that marks each step and, given `forced` tokens, lets only those through."""

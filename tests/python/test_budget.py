@@ -49,16 +49,29 @@ def roomy() -> machine.Memory:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GiB", 8 * GIB), ("12GB", 12 * 10**9), ("512m", 512 * 10**6), ("1.5g", 1_500_000_000), (" 2 gib ", 2 * GIB),
-     ("4096", 4096), (4096, 4096), ("1ki", 1024), (".5GiB", GIB // 2), ("1TiB", 1 << 40), ("7b", 7)],
-)  # fmt: skip
+    [
+        ("8GiB", 8 * GIB),
+        ("12GB", 12 * 10**9),
+        ("512m", 512 * 10**6),
+        ("1.5g", 1_500_000_000),
+        (" 2 gib ", 2 * GIB),
+        ("4096", 4096),
+        (4096, 4096),
+        ("1ki", 1024),
+        (".5GiB", GIB // 2),
+        ("1TiB", 1 << 40),
+        ("7b", 7),
+    ],
+)
 def test_sizes(text: int | str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "0", "1e9", "8 GiBs", "GiB", "1..5g", "nan", "inf", True, -5, 0.0, "0.1"])
+@pytest.mark.parametrize(
+    "text", ["", "lots", "-1GiB", "0", "1e9", "8 GiBs", "GiB", "1..5g", "nan", "inf", True, -5, 0.0, "0.1"]
+)
 def test_what_is_no_size_gets_a_sentence(text: Any) -> None:
-    with pytest.raises(ValueError, match="is not a size: .*"):
+    with pytest.raises(ValueError, match="is not a size: "):
         parse_size(text)
 
 
@@ -68,11 +81,23 @@ def test_a_plain_count_means_itself(size: int) -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [format_size(n) for n in (12, 73728, 3 * MIB, 5 * GIB // 2)] == ["12 B", "72 KiB", "3 MiB", "2.50 GiB"]
+    assert [format_size(n) for n in (12, 73728, 3 * MIB, 5 * GIB // 2)] == [
+        "12 B",
+        "72 KiB",
+        "3 MiB",
+        "2.50 GiB",
+    ]
 
 
 def test_slots() -> None:
-    assert [parse_slots(text, 512) for text in (96, "96", "25%", "100%", "0.01%", "12.5%")] == [96, 96, 128, 512, 1, 64]
+    assert [parse_slots(text, 512) for text in (96, "96", "25%", "100%", "0.01%", "12.5%")] == [
+        96,
+        96,
+        128,
+        512,
+        1,
+        64,
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "none", "-4", "0", "0%", "101%", "1.5", True, "25 %%", "%"])
@@ -90,11 +115,13 @@ def test_auto_takes_no_more_than_all_experts_need() -> None:
 
 def test_auto_respects_a_cgroup() -> None:
     limit = 2 * GIB
-    boxed = machine.Memory(64 * GIB, 32 * GIB, limit, GIB // 2)
-    plan = plan_memory(Model(), context=100, rss_now=RSS, memory=lambda: boxed)
-    assert not plan.resident
-    assert plan.budget_bytes - RSS + boxed.used <= limit
-    assert auto_budget(RSS, boxed) < auto_budget(RSS, roomy())
+    for used in (0, RSS, GIB // 2, GIB):
+        boxed = machine.Memory(64 * GIB, 32 * GIB, limit, used)
+        plan = plan_memory(Model(dense_bytes=0), context=100, rss_now=RSS, memory=lambda boxed=boxed: boxed)
+        assert not plan.resident
+        assert plan.budget_bytes < limit
+        assert plan.budget_bytes - RSS + used < limit
+        assert auto_budget(RSS, boxed) < auto_budget(RSS, roomy())
 
 
 def test_auto_refuses_a_cgroup_that_is_full() -> None:
@@ -110,17 +137,29 @@ def test_auto_refuses_a_cgroup_that_is_full() -> None:
     pool=st.sampled_from(["global", "per-layer"]),
     rss=st.integers(0, GIB),
 )
-def test_a_plan_keeps_its_budget_and_wastes_no_slot(budget: int, context: int, batch: int, pool: str, rss: int) -> None:
+def test_a_plan_keeps_its_budget_and_wastes_no_slot(
+    budget: int, context: int, batch: int, pool: str, rss: int
+) -> None:
     model = Model()
-    options: dict[str, Any] = {"context": context, "batch": batch, "pool": pool, "rss_now": rss, "memory": roomy}
+    options: dict[str, Any] = {
+        "context": context,
+        "batch": batch,
+        "pool": pool,
+        "rss_now": rss,
+        "memory": roomy,
+    }
+    least = plan_memory(model, budget=1 << 50, **options).minimum_bytes
+    assert plan_memory(model, budget=least, **options).slots >= minimum_slots(model, pool)
     try:
         plan = plan_memory(model, budget=budget, **options)
     except BudgetError as error:
-        assert error.minimum_bytes is not None
-        assert error.minimum_bytes > budget - 24 * MIB
-        again = plan_memory(model, budget=error.minimum_bytes, **options)
-        assert again.slots >= minimum_slots(model, pool)
-        assert f"{error.minimum_bytes // MIB}MiB" in str(error)
+        refused = error
+    else:
+        refused = None
+    if refused is not None:
+        assert budget < least
+        assert refused.minimum_bytes == least
+        assert f"{least // MIB}MiB" in str(refused)
         return
     assert plan.total_bytes <= budget
     assert minimum_slots(model, pool) <= plan.slots <= model.experts_total
@@ -137,9 +176,12 @@ def test_named_slots_are_the_arena() -> None:
 def test_named_slots_are_held_to_a_named_budget() -> None:
     with pytest.raises(BudgetError, match="cannot hold 128 expert slots") as caught:
         plan_memory(Model(), slots=128, budget="600MiB", context=100, rss_now=RSS, memory=roomy)
-    assert plan_memory(
-        Model(), slots=128, budget=caught.value.minimum_bytes, context=100, rss_now=RSS, memory=roomy
-    ).slots == 128  # fmt: skip
+    assert (
+        plan_memory(
+            Model(), slots=128, budget=caught.value.minimum_bytes, context=100, rss_now=RSS, memory=roomy
+        ).slots
+        == 128
+    )
 
 
 @pytest.mark.parametrize(("pool", "least"), [("global", 8), ("per-layer", 64)])
@@ -150,7 +192,9 @@ def test_fewer_slots_than_a_token_needs(pool: str, least: int) -> None:
 
 
 def test_the_sentence_names_the_smallest_budget_and_is_both_kinds_of_error() -> None:
-    with pytest.raises(BudgetError, match=r"a budget of 100 MiB cannot hold 8 expert slots .* is \d+MiB") as caught:
+    with pytest.raises(
+        BudgetError, match=r"a budget of 100 MiB cannot hold 8 expert slots .* is \d+MiB"
+    ) as caught:
         plan_memory(Model(), budget="100MiB", context=4096, rss_now=RSS, memory=roomy)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, ProphetError)

@@ -30,7 +30,16 @@ def test_this_machine(tmp_path: Path) -> None:
     steps: list[str] = []
     checks = list(doctor.examine(tmp_path, on_step=steps.append))
     names = [check.name for check in checks]
-    for name in ("build", "kernels", "cores", "memory read", "memory", "locked memory", "file system", "disk read"):
+    for name in (
+        "build",
+        "kernels",
+        "cores",
+        "memory read",
+        "memory",
+        "locked memory",
+        "file system",
+        "disk read",
+    ):
         assert name in names
     assert not [check for check in checks if check.level == "FAIL"]
     assert all(check.fix for check in checks if check.level != "ok")

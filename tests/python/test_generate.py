@@ -1,6 +1,5 @@
 """The recorder, against the library's own generate on the stock reference model."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +15,9 @@ PROMPT = [52, 270, 1001, 7]
 
 
 @pytest.fixture(scope="module")
-def stock() -> Iterator[Any]:
+def stock() -> Any:
     torch.set_num_threads(1)
-    yield load_stock("reference-moe", dtype=torch.float32)
+    return load_stock("reference-moe", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,9 @@ def tokenizer() -> Any:
 def test_greedy_equals_the_librarys(stock: Any) -> None:
     told: list[int] = []
     found = decode(stock, PROMPT, max_new_tokens=6, on_token=told.append)
-    expected = stock.generate(torch.tensor([PROMPT]), max_new_tokens=6, do_sample=False)[0, len(PROMPT) :].tolist()
+    expected = stock.generate(torch.tensor([PROMPT]), max_new_tokens=6, do_sample=False)[
+        0, len(PROMPT) :
+    ].tolist()
     assert found.token_ids == told == expected
     assert len(found.marks) == 6
     assert all(a.at_ns < b.at_ns for a, b in zip(found.marks, found.marks[1:], strict=False))
@@ -43,7 +44,8 @@ def test_forced_tokens_are_fed_whatever_the_logits_say(stock: Any) -> None:
 
 def test_a_seed_repeats_a_sample(stock: Any) -> None:
     runs = [
-        decode(stock, PROMPT, max_new_tokens=8, temperature=1.5, top_p=0.9, seed=seed).token_ids for seed in (3, 3, 4)
+        decode(stock, PROMPT, max_new_tokens=8, temperature=1.5, top_p=0.9, seed=seed).token_ids
+        for seed in (3, 3, 4)
     ]
     assert runs[0] == runs[1] != runs[2]
 
@@ -79,6 +81,8 @@ def test_ctrl_c_keeps_what_was_done(stock: Any) -> None:
     assert found.token_ids == seen
     assert len(found.marks) == 2
     assert found.past is None
+    with pytest.raises(KeyboardInterrupt):
+        found.whole()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,9 @@ def test_ctrl_c_keeps_what_was_done(stock: Any) -> None:
         (PROMPT, {"top_p": 1.1}, "top-p"),
     ],
 )
-def test_nonsense_gets_a_sentence(stock: Any, prompt: list[int], settings: dict[str, Any], sentence: str) -> None:
+def test_nonsense_gets_a_sentence(
+    stock: Any, prompt: list[int], settings: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         decode(stock, prompt, **({"max_new_tokens": 2} | settings))
 
@@ -110,11 +116,15 @@ def test_fixed_tokens_are_always_the_same_and_avoid_ends() -> None:
 def test_end_tokens_of_models_and_configs() -> None:
     config = SimpleNamespace(eos_token_id=[1, 2])
     assert end_tokens(SimpleNamespace(config=config)) == [1, 2]
-    assert end_tokens(SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=5))) == [5]
+    assert end_tokens(SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=5))) == [
+        5
+    ]
     assert end_tokens(SimpleNamespace(config=SimpleNamespace(eos_token_id=None))) == []
 
 
-@pytest.mark.parametrize("text", ["It was a dark and stormy night.\n\n", "naïve “quotes” – 日本語 🐋🐋 done", "  spaces  "])
+@pytest.mark.parametrize(
+    "text", ["It was a dark and stormy night.\n\n", "naïve “quotes” – 日本語 🐋🐋 done", "  spaces  "]
+)
 def test_streamed_text_is_the_text(tokenizer: Any, text: str) -> None:
     ids = [int(token) for token in tokenizer(text)["input_ids"]]
     stream = TextStream(lambda part: str(tokenizer.decode(part)))

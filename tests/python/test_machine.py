@@ -33,7 +33,10 @@ def test_version_1_limit_counts_droppable_cache_as_free(proc: Path, tmp_path: Pa
     group = tmp_path / "cg/memory/box/inner"
     write(group / "memory.limit_in_bytes", str(2 * GIB))
     write(group / "memory.usage_in_bytes", str(GIB))
-    write(group / "memory.stat", f"inactive_file 7\ntotal_inactive_file {GIB // 4}\ntotal_active_file {GIB // 4}\n")
+    write(
+        group / "memory.stat",
+        f"inactive_file 7\ntotal_inactive_file {GIB // 4}\ntotal_active_file {GIB // 4}\n",
+    )
     write(tmp_path / "cg/memory/memory.limit_in_bytes", str(2**63 - 4096))
     write(tmp_path / "cg/memory/memory.usage_in_bytes", "1")
     found = machine.memory(proc, tmp_path / "cg")
@@ -65,7 +68,9 @@ def test_garbage_in_the_files_is_no_limit(proc: Path, tmp_path: Path) -> None:
     assert machine.memory(proc, tmp_path / "cg").limit is None
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("100000 100000", 1), ("150000 100000", 2), ("max 100000", None), ("1 0", None)])
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("100000 100000", 1), ("150000 100000", 2), ("max 100000", None), ("1 0", None)]
+)
 def test_quota_limits_cores(proc: Path, tmp_path: Path, quota: str, cores: int | None) -> None:
     write(proc / "self/cgroup", "0::/x\n")
     write(tmp_path / "cg/x/cpu.max", quota)

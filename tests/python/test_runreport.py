@@ -10,17 +10,42 @@ from hypothesis import strategies as st
 from prophet_moe.runreport import COUNTERS, Mark, build_report, percentile
 
 KEYS = {
-    "model": None, "backend": None, "system": None, "exact": None, "budget_bytes": None, "expert_slots": None,
-    "experts_total": None, "expert_bytes": None, "prompt_tokens": None, "new_tokens": None, "token_ids": None,
-    "text": None, "ttft_ms": None, "tpot_ms": ["mean", "p50", "p90", "p99"],
+    "model": None,
+    "backend": None,
+    "system": None,
+    "exact": None,
+    "budget_bytes": None,
+    "expert_slots": None,
+    "experts_total": None,
+    "expert_bytes": None,
+    "prompt_tokens": None,
+    "new_tokens": None,
+    "token_ids": None,
+    "text": None,
+    "ttft_ms": None,
+    "tpot_ms": ["mean", "p50", "p90", "p99"],
     "bytes": ["demand", "prefetch_used", "prefetch_late", "prefetch_wasted", "per_token"],
-    "hits": ["resident", "in_flight", "miss"], "stall_ms": ["total", "p50", "p99"], "overlap_fraction": None,
-    "link_busy_fraction": None, "evictions": None, "evicted_before_use": None, "peak_rss_bytes": None,
-}  # fmt: skip
+    "hits": ["resident", "in_flight", "miss"],
+    "stall_ms": ["total", "p50", "p99"],
+    "overlap_fraction": None,
+    "link_busy_fraction": None,
+    "evictions": None,
+    "evicted_before_use": None,
+    "peak_rss_bytes": None,
+}
 FACTS: dict[str, Any] = {
-    "model": "m", "backend": "cpu", "system": "lru", "exact": False, "budget_bytes": 1, "expert_slots": 2,
-    "experts_total": 4, "expert_bytes": 10, "prompt_tokens": 3, "text": "é", "peak_rss_bytes": 5,
-}  # fmt: skip
+    "model": "m",
+    "backend": "cpu",
+    "system": "lru",
+    "exact": False,
+    "budget_bytes": 1,
+    "expert_slots": 2,
+    "experts_total": 4,
+    "expert_bytes": 10,
+    "prompt_tokens": 3,
+    "text": "é",
+    "peak_rss_bytes": 5,
+}
 
 
 def mark(at_ms: float, **counters: int) -> Mark:
@@ -39,11 +64,24 @@ def test_figures() -> None:
     begun = mark(0, bytes_demand=1000, stall_ns=5_000_000, misses=7)
     marks = [
         mark(100, bytes_demand=1600, stall_ns=45_000_000, busy_ns=50_000_000, misses=10, hits_resident=5),
-        mark(110, bytes_demand=1700, bytes_prefetch_used=40, stall_ns=47_000_000, busy_ns=60_000_000, misses=11),
-        mark(140, bytes_demand=1700, bytes_prefetch_used=40, bytes_prefetch_late=20, bytes_prefetch_wasted=40,
-             stall_ns=53_000_000, busy_ns=70_000_000, misses=12, hits_resident=15, hits_in_flight=3, evictions=9,
-             evicted_before_use=2),
-    ]  # fmt: skip
+        mark(
+            110, bytes_demand=1700, bytes_prefetch_used=40, stall_ns=47_000_000, busy_ns=60_000_000, misses=11
+        ),
+        mark(
+            140,
+            bytes_demand=1700,
+            bytes_prefetch_used=40,
+            bytes_prefetch_late=20,
+            bytes_prefetch_wasted=40,
+            stall_ns=53_000_000,
+            busy_ns=70_000_000,
+            misses=12,
+            hits_resident=15,
+            hits_in_flight=3,
+            evictions=9,
+            evicted_before_use=2,
+        ),
+    ]
     found = build_report(begun, marks, token_ids=[4, 5, 6], **FACTS)
     assert found.ttft_ms == 100
     assert found.tpot_ms.mean == 20

@@ -1,5 +1,6 @@
 """The trace that Perfetto opens: its shape, and that no two events of a track overlap by half."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ def columns(rows: list[Row]) -> dict[str, Any]:
 
 
 def test_shape() -> None:
-    rows = [(5000, 9000, 0, 2, -1, 0), (5500, 7500, 4, 2, 7, 4096), (6000, 7000, 4, 2, 8, 4096), (5400, 5400, 1, 2, 7, 9)]
+    rows = [
+        (5000, 9000, 0, 2, -1, 0),
+        (5500, 7500, 4, 2, 7, 4096),
+        (6000, 7000, 4, 2, 8, 4096),
+        (5400, 5400, 1, 2, 7, 9),
+    ]
     trace = chrome_trace(columns(rows), KINDS, "model")
     json.dumps(trace)
     events = trace["traceEvents"]
@@ -29,9 +35,15 @@ def test_shape() -> None:
     assert list(names.values()) == ["layer_step", "read_demand 1", "read_demand 2", "miss"]
     spans = [event for event in events if event["ph"] == "X"]
     assert spans[0] == {
-        "ph": "X", "dur": 4.0, "pid": 1, "tid": 0, "name": "layer_step layer 2", "cat": "layer_step", "ts": 0.0,
+        "ph": "X",
+        "dur": 4.0,
+        "pid": 1,
+        "tid": 0,
+        "name": "layer_step layer 2",
+        "cat": "layer_step",
+        "ts": 0.0,
         "args": {"layer": 2},
-    }  # fmt: skip
+    }
     assert [span["tid"] for span in spans[1:]] == [1, 2]
     assert spans[1]["args"] == {"layer": 2, "expert": 7, "bytes": 4096}
     instants = [event for event in events if event["ph"] == "i"]
@@ -49,7 +61,7 @@ def test_events_of_a_track_do_not_overlap(drawn: list[tuple[int, int, int]]) -> 
         tracks.setdefault(event["tid"], []).append(event)
     for track in tracks.values():
         assert len({event["cat"] for event in track}) == 1
-        for one, other in zip(track, track[1:], strict=False):
+        for one, other in itertools.pairwise(track):
             assert one["ts"] + one.get("dur", 0) <= other["ts"] + 1e-9
 
 

@@ -106,7 +106,7 @@ def stock_run(info: ModelInfo, threads: int, prompt: list[int], forced: list[int
     from prophet_moe.runreport import build_report
 
     model = load_stock(info.directory)
-    recording = decode(model, prompt, max_new_tokens=len(forced), forced=forced)
+    recording = decode(model, prompt, max_new_tokens=len(forced), forced=forced).whole()
     return build_report(
         recording.begun,
         recording.marks,
@@ -172,7 +172,7 @@ def bench(
         wish = Wish(model, budget, slots, name, exact, pool, count, needed, quiet=True)
         with Session(wish, info) as session:
             told(title)
-            return session.report(session.decode(prompt, max_tokens, forced=forced))
+            return session.report(session.decode(prompt, max_tokens, forced=forced).whole())
 
     with spinner("starting", quiet) as told:
         for turn, name in enumerate(order, 1):

@@ -45,7 +45,7 @@ def demo(
     count = set_threads(threads)
     with spinner("stock transformers, for comparison", quiet):
         stock = load_stock(info.directory)
-        expected = decode(stock, tokens, max_new_tokens=max_tokens)
+        expected = decode(stock, tokens, max_new_tokens=max_tokens).whole()
         del stock
 
     def tell(text: str) -> None:
@@ -56,7 +56,7 @@ def demo(
         stream = TextStream(lambda ids: str(tokenizer.decode(ids)))
         recording = session.decode(tokens, max_tokens, on_token=lambda token: tell(stream.feed(token)))
         tell(stream.end() + "\n")
-        return recording
+        return recording.whole()
 
     reports = []
     for share in SHARES:

@@ -59,15 +59,27 @@ def prophet_process() -> Callable[..., Process]:
 
 @pytest.fixture(scope="session")
 def medium_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3-MoE of about 300 MB without a tokenizer: 6 layers, 64 experts of 768 KiB, top-8, bf16."""
+    """A random Qwen3-MoE of about 300 MB, no tokenizer: 6 layers, 64 experts of 768 KiB, top-8, bf16."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     folder = tmp_path_factory.mktemp("medium")
     config = Qwen3MoeConfig(
-        hidden_size=512, moe_intermediate_size=256, intermediate_size=1024, num_hidden_layers=6, num_experts=64,
-        num_experts_per_tok=8, num_attention_heads=8, num_key_value_heads=4, head_dim=64, vocab_size=8192,
-        max_position_embeddings=4096, decoder_sparse_step=1, mlp_only_layers=[], eos_token_id=None, dtype="bfloat16",
-    )  # fmt: skip
+        hidden_size=512,
+        moe_intermediate_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_experts=64,
+        num_experts_per_tok=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        vocab_size=8192,
+        max_position_embeddings=4096,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        eos_token_id=None,
+        dtype="bfloat16",
+    )
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

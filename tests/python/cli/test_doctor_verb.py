@@ -32,7 +32,9 @@ def test_json(prophet: Any, tmp_path: Path) -> None:
 def test_a_failure_exits_with_1_and_names_the_fix(
     prophet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "memory_checks", lambda: iter([doctor.Check("FAIL", "memory", "[none]", "buy some")]))
+    monkeypatch.setattr(
+        doctor, "memory_checks", lambda: iter([doctor.Check("FAIL", "memory", "[none]", "buy some")])
+    )
     done = prophet("doctor", "--path", str(tmp_path))
     assert done.exit_code == 1
     assert "[FAIL] memory: [none]" in done.stdout

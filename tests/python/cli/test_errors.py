@@ -81,7 +81,9 @@ def test_a_model_without_tokenizer_needs_ids(prophet: Any, tmp_path: Path) -> No
     assert json.loads(done.stdout)["text"] is None
 
 
-def test_pack_says_when_the_disk_is_too_small(prophet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_says_when_the_disk_is_too_small(
+    prophet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prophet_moe import machine
 
     monkeypatch.setattr(machine, "file_system", lambda _: machine.FileSystem("ext4", "/", "sda", 1000))

@@ -18,7 +18,9 @@ def test_help_fits_one_screen_and_groups_its_verbs(prophet: Any) -> None:
     assert done.exit_code == 0
     lines = done.stdout.strip().splitlines()
     assert len(lines) <= 30
-    places = [next(i for i, line in enumerate(lines) if f" {group} " in line and "─" in line) for group in VERBS]
+    places = [
+        next(i for i, line in enumerate(lines) if f" {group} " in line and "─" in line) for group in VERBS
+    ]
     assert places == sorted(places)
     for group, names in VERBS.items():
         at = places[list(VERBS).index(group)]
@@ -51,8 +53,16 @@ def test_version(prophet: Any) -> None:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys\nfrom prophet_moe.cli import main\nsys.argv=['prophet','--help']\ntry: main()\nexcept SystemExit: pass\n"
-    code += "assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = """
+import sys
+from prophet_moe.cli import main
+sys.argv = ["prophet", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 

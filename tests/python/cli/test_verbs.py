@@ -28,8 +28,12 @@ def expected() -> list[int]:
     return [int(token) for token in out[0, prompt["input_ids"].shape[1] :]]
 
 
-@pytest.mark.parametrize("how", [("--slots", "25%"), ("--slots", "100%"), ("--system", "on-demand", "--slots", "8")])
-def test_run_gives_stocks_tokens_and_one_report(prophet: Any, expected: list[int], how: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "how", [("--slots", "25%"), ("--slots", "100%"), ("--system", "on-demand", "--slots", "8")]
+)
+def test_run_gives_stocks_tokens_and_one_report(
+    prophet: Any, expected: list[int], how: tuple[str, ...]
+) -> None:
     done = prophet("run", "reference-moe", "-p", PROMPT, "-n", "12", "--exact", "--json", "-t", "1", *how)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -56,15 +60,36 @@ def test_the_summary_can_be_pasted_into_an_issue(prophet: Any) -> None:
     done = prophet("run", "reference-moe", "-p", PROMPT, "-n", "3", "--slots", "96")
     assert done.exit_code == 0
     names = [line.split()[0] for line in done.stderr.splitlines() if line[:1].isalpha()]
-    assert names[-9:] == ["mode", "model", "memory", "slots", "prefill", "decode", "experts", "disk", "stalled"]
+    assert names[-9:] == [
+        "mode",
+        "model",
+        "memory",
+        "slots",
+        "prefill",
+        "decode",
+        "experts",
+        "disk",
+        "stalled",
+    ]
     assert "streaming, cpu, system" in done.stderr
     assert "96 of 384 (25%)" in done.stderr
 
 
 def test_quiet_leaves_only_the_text(prophet: Any, tmp_path: Path) -> None:
     (tmp_path / "prompt").write_text(PROMPT)
-    done = prophet("run", "reference-moe", "--prompt-file", str(tmp_path / "prompt"), "-n", "4", "-q", "--seed", "1",
-                   "--temperature", "0.5")  # fmt: skip
+    done = prophet(
+        "run",
+        "reference-moe",
+        "--prompt-file",
+        str(tmp_path / "prompt"),
+        "-n",
+        "4",
+        "-q",
+        "--seed",
+        "1",
+        "--temperature",
+        "0.5",
+    )
     assert done.exit_code == 0
     assert done.stderr == ""
     assert done.stdout.endswith("\n")
@@ -78,7 +103,9 @@ def test_a_prompt_from_stdin(prophet: Any, expected: list[int]) -> None:
 
 def test_timeline_file(prophet: Any, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
-    done = prophet("run", "reference-moe", "-p", PROMPT, "-n", "3", "--slots", "50%", "--timeline", str(file), "-q")
+    done = prophet(
+        "run", "reference-moe", "-p", PROMPT, "-n", "3", "--slots", "50%", "--timeline", str(file), "-q"
+    )
     assert done.exit_code == 0, done.stderr
     events = json.loads(file.read_text())["traceEvents"]
     kinds = {event.get("cat") for event in events}
@@ -121,15 +148,32 @@ def test_plan_says_what_does_not_fit_and_exits_with_1(prophet: Any) -> None:
     done = prophet("plan", "reference-moe", "--budget", "100MiB", "--no-measure", "-q")
     assert done.exit_code == 1
     assert "does not fit: a budget of 100 MiB" in done.stdout
-    seen = json.loads(prophet("plan", "reference-moe", "--budget", "100MiB", "--no-measure", "--json", "-q").stdout)
+    seen = json.loads(
+        prophet("plan", "reference-moe", "--budget", "100MiB", "--no-measure", "--json", "-q").stdout
+    )
     assert seen["fits"] is False
     assert seen["minimum_bytes"] > 100 << 20
     assert seen["tpot_ms_expected"] is None
 
 
 def test_bench_interleaves_and_feeds_the_same_tokens(prophet: Any) -> None:
-    done = prophet("bench", "reference-moe", "--systems", "on-demand,lru", "--slots", "25%", "-n", "4", "--stock",
-                   "--prompt-tokens", "3", "--cold", "--json", "-t", "1")  # fmt: skip
+    done = prophet(
+        "bench",
+        "reference-moe",
+        "--systems",
+        "on-demand,lru",
+        "--slots",
+        "25%",
+        "-n",
+        "4",
+        "--stock",
+        "--prompt-tokens",
+        "3",
+        "--cold",
+        "--json",
+        "-t",
+        "1",
+    )
     assert done.exit_code == 0, done.output
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert [report["system"] for report in reports] == ["on-demand", "lru", "stock", "on-demand"]
@@ -139,7 +183,11 @@ def test_bench_interleaves_and_feeds_the_same_tokens(prophet: Any) -> None:
         assert list(report) == KEYS
         assert report["prompt_tokens"] == 3
         assert report["token_ids"] == fed[3:]
-    assert reports[0]["bytes"]["per_token"] == reports[3]["bytes"]["per_token"] > reports[1]["bytes"]["per_token"]
+    assert (
+        reports[0]["bytes"]["per_token"]
+        == reports[3]["bytes"]["per_token"]
+        > reports[1]["bytes"]["per_token"]
+    )
     assert reports[2]["bytes"]["demand"] == 0
 
 
