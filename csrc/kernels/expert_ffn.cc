@@ -51,7 +51,8 @@ void check(const FfnShape& shape, std::span<const FfnJob> jobs, const float* x) 
     require(job.tokens >= 1, "no tokens; leave it out", j);
     require(job.up != nullptr && job.down != nullptr, "no up or no down matrix; pass both", j);
     require(!shape.has_gate || job.gate != nullptr, "no gate matrix; pass it or clear has_gate", j);
-    require(job.rows != nullptr && job.outputs != nullptr, "no rows or no outputs; pass one of each per token", j);
+    require(job.rows != nullptr && job.outputs != nullptr,
+            "no rows or no outputs; pass one of each per token", j);
   }
 }
 

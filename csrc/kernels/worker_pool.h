@@ -21,8 +21,8 @@ class WorkerPool {
   int threads() const;
 
   // Calls body(i) for every i in [0, count), on any thread, each exactly once; returns when all
-  // have returned. The caller works too. Must not be called from inside a body, and by one thread at a
-  // time. A body must not throw.
+  // have returned. The caller works too. Must not be called from inside a body, and by one thread
+  // at a time. A body must not throw.
   void run(int count, const std::function<void(int)>& body);
 
  private:
