@@ -73,6 +73,7 @@ def table(rows: Sequence[Row], ideal: int | None) -> str:
         "runs": lambda _, every: outcome(every),
         "decode steps": lambda ran, _: str(ran[0]["result"]["decode_steps"]) if ran else "–",
         "s per token": lambda ran, _: spread((tpot(r) / 1e3 for r in ran), 3),
+        "CPU ms per token": lambda ran, _: spread((r["result"]["cpu_ms_per_token"] for r in ran), 0),
         "TTFT, s": lambda ran, _: spread((r["result"]["ttft_ms"] / 1e3 for r in ran), 2),
         "load, s": lambda ran, _: spread((r["result"]["load_s"] for r in ran), 1),
         "MiB read per token": lambda ran, _: spread((bytes_per_token(r) / MIB for r in ran), 0),

@@ -62,7 +62,7 @@ class Workload:
         tokens = fixed_tokens(self.given.prompt_tokens + self.given.steps)
         self.prompt = tokens[: self.given.prompt_tokens]
         self.following = tokens[self.given.prompt_tokens :]
-        self._marks = [(begin, 0)]
+        self._marks = [(begin, 0, 0.0)]  # seconds, bytes read, seconds of processor time
         self._picked: list[int] = []
 
     @property
@@ -84,14 +84,14 @@ class Workload:
         return self.following[min(len(self._marks) - 3, len(self.following) - 1)]
 
     def _mark(self) -> None:
-        self._marks.append((time.perf_counter(), read_bytes()))
+        self._marks.append((time.perf_counter(), read_bytes(), time.process_time()))
 
     def emit(self, peer: str, version: str, **more: Any) -> None:
         """Prints the line; `more` is added to it. Raises RuntimeError unless every step was taken."""
         if len(self._marks) != self.positions + 2:
             raise RuntimeError(f"{peer} took {len(self._marks) - 3} of {self.given.steps} decode steps.")
-        seconds = [after[0] - before[0] for before, after in zip(self._marks, self._marks[1:], strict=False)]
-        moved = [after[1] - before[1] for before, after in zip(self._marks, self._marks[1:], strict=False)]
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        seconds, moved, cpu = ([after[i] - before[i] for before, after in pairs] for i in range(3))
         steps_ms = [1e3 * value for value in seconds[2:]]
         line = {
             "peer": peer,
@@ -105,6 +105,7 @@ class Workload:
                 "mean": round(statistics.fmean(steps_ms), 3),
                 "median": round(statistics.median(steps_ms), 3),
             },
+            "cpu_ms_per_token": round(1e3 * statistics.fmean(cpu[2:]), 3),
             "bytes": {
                 "load": moved[0],
                 "prefill": moved[1],

@@ -24,6 +24,7 @@ def row(peer: str, number: int, seconds: float, mib: float, **more: Any) -> dict
         "decode_steps": 16,
         "ttft_ms": 1000.0,
         "load_s": 1.0,
+        "cpu_ms_per_token": 50.0,
         "tpot_ms": {"mean": seconds * 1e3, "median": 0},
         "bytes": {"per_token": mib * MIB},
         "peak_rss_bytes": 500 * MIB,
@@ -168,7 +169,8 @@ STAND_IN = """
 import json, sys
 steps = int(sys.argv[sys.argv.index("--steps") + 1])
 print(json.dumps({{"peer": {name!r}, "version": "0", "decode_steps": steps, "ttft_ms": 1.0, "load_s": 0.1,
-    "tpot_ms": {{"mean": {ms}, "median": {ms}}}, "bytes": {{"per_token": {read}}}, "peak_rss_bytes": 1,
+    "tpot_ms": {{"mean": {ms}, "median": {ms}}}, "cpu_ms_per_token": 1.0,
+    "bytes": {{"per_token": {read}}}, "peak_rss_bytes": 1,
     "picked": [1, 2], "words": sys.argv[1:]}}))
 """
 

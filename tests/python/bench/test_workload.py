@@ -52,7 +52,9 @@ def test_the_line_splits_load_prefill_and_steps(
     counter = iter([100, 250, 250, 260, 290])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(module, "read_bytes", lambda: next(counter))
-    workload._marks = [(8.0, 0)]
+    processor = iter([0.5, 1.5, 1.75, 2.0, 2.25])
+    monkeypatch.setattr(module.time, "process_time", lambda: next(processor))
+    workload._marks = [(8.0, 0, 0.0)]
     workload.loaded()
     for picked in (5, 6, 7, 8):
         workload.token(picked)
@@ -62,6 +64,7 @@ def test_the_line_splits_load_prefill_and_steps(
     assert line["ttft_ms"] == 1000
     assert line["steps_ms"] == [500, 250, 500]
     assert line["tpot_ms"] == {"mean": 416.667, "median": 500}
+    assert line["cpu_ms_per_token"] == 250
     assert line["bytes"] == {"load": 100, "prefill": 150, "decode": 40, "per_token": 13}
     assert line["step_bytes"] == [0, 10, 30]
     assert line["picked"] == [5, 6, 7, 8]
