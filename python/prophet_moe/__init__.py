@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ReadError,
         StateError,
         UnsupportedModelError,
+        WriteError,
     )
     from prophet_moe.formats.packed import pack
     from prophet_moe.models import ModelInfo, Offload, close, inspect, load, report
@@ -35,6 +36,7 @@ _HOMES = {
         "ReadError",
         "StateError",
         "UnsupportedModelError",
+        "WriteError",
     ),
     "prophet_moe.formats.packed": ("pack",),
     "prophet_moe.models": ("ModelInfo", "Offload", "close", "inspect", "load", "report"),
@@ -51,6 +53,7 @@ __all__ = [
     "ReadError",
     "StateError",
     "UnsupportedModelError",
+    "WriteError",
     "__version__",
     "close",
     "inspect",

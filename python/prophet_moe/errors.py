@@ -13,6 +13,7 @@ __all__ = [
     "ReadError",
     "StateError",
     "UnsupportedModelError",
+    "WriteError",
 ]
 
 
@@ -22,6 +23,10 @@ class CheckpointError(ProphetError):
 
 class UnsupportedModelError(ProphetError):
     """The model is sound, but of a kind this release does not run."""
+
+
+class WriteError(ProphetError, OSError):
+    """Bytes could not be written: a full disk, no permission. What was there before is there still."""
 
 
 class BudgetError(ProphetError, ValueError):

@@ -22,6 +22,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PACKED_NAME = "experts.safetensors"
 PACKED_FORMAT = "prophet-packed"
+PACKED_VERSION = "1"
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -47,6 +48,10 @@ class TensorPlace:
     dtype: str  # as safetensors names it: F32, BF16 ...
     shape: tuple[int, ...]
 
+    def part(self, begin: int, count: int) -> "TensorPlace":
+        """`count` of its bytes from byte `begin` on, as bytes."""
+        return TensorPlace(self.file, self.offset + begin, count, "U8", (count,))
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -56,6 +61,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, TensorPlace]
     metadata: dict[str, str]
+    stamps: tuple[tuple[int, int], ...]  # (bytes, mtime in ns) of each file when its header was read
 
     @property
     def packed(self) -> bool:
@@ -63,6 +69,22 @@ class Checkpoint:
 
     def file_of(self, name: str) -> Path:
         return self.files[self.tensors[name].file]
+
+    def require_unchanged(self) -> None:
+        """Raises CheckpointError when a file is no longer the one whose header was read."""
+        for path, stamp in zip(self.files, self.stamps, strict=True):
+            if _stamp(path) != stamp:
+                raise CheckpointError(
+                    f"{path} changed while the checkpoint was read; try again once nothing writes to it."
+                )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read ({error.strerror}): get it again.") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -77,9 +99,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     packed = directory / PACKED_NAME
     tensors: dict[str, TensorPlace] = {}
     metadata: dict[str, str] = {}
+    stamps = []
     if packed.is_file() and packed.name not in names:
         names = [*names, packed.name]
     for number, name in enumerate(names):
+        stamps.append(_stamp(directory / name))
         places, notes = _read_header(directory / name, number)
         for key, place in places.items():
             if key in tensors:
@@ -95,7 +119,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{directory / INDEX_NAME} says that {name} holds {key!r}, but it does not; download both again."
             )
-    return Checkpoint(directory, tuple(directory / name for name in names), tensors, metadata)
+    return Checkpoint(directory, tuple(directory / name for name in names), tensors, metadata, tuple(stamps))
 
 
 def _shards(directory: Path) -> tuple[list[str], dict[str, str]]:

@@ -111,6 +111,8 @@ def load(
     )
     try:
         loaded, read = _load_resident(blueprint, progress)
+        # The engine watches its files from here on; before, they must be those that were described.
+        blueprint.checkpoint.require_unchanged()
         offload = Offload(engine, info, plan, name, engine.backend, exact, False, None, read)
         _bind(loaded, blueprint, offload)
         attach(loaded, offload)
