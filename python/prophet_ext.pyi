@@ -192,6 +192,69 @@ class BankPredictor:
     def forecast(self, layer: int) -> NDArray[np.float32]:
         """P(needed by the same token) in the coming layers, [horizons, experts]."""
 
+class Replay:
+    """A routing trace through the engine on a virtual clock: one link, one processor (csrc/sim/replay.h).
+
+    Raises InvalidArgument for a geometry, slots, machine or chunk that cannot be."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        experts_per_layer: int,
+        top_k: int,
+        slots: int,
+        expert_bytes: int,
+        policy: str = "lru",
+        # Also "belady", which must be told the next uses.
+        pool: str = "global",
+        keep: bool = True,
+        bytes_per_second: float,
+        latency_ns: int = 0,
+        # From the end of a chunk's time on the link to its landing.
+        overhead_ns: int = 0,
+        # Of the link, per chunk.
+        chunk_bytes: int = 1 << 20,
+        prefetch_chunks: int = 2,
+        pass_ns: int = 0,
+        layer_ns: int = 0,
+        layer_token_ns: int = 0,
+        expert_ns: int = 0,
+        expert_token_ns: int = 0,
+        predictor: BankPredictor | None = None,
+    ) -> None: ...
+    def decode(
+        self,
+        routes: NDArray[np.integer[Any]],
+        gates: NDArray[np.floating[Any]] | None = None,
+        next_use: NDArray[np.int64] | None = None,
+        batch: int = 1,
+    ) -> None:
+        """Forward passes of `batch` tokens each: routes [tokens, layers, top_k], gates the same,
+        next_use as NextUse.prepend gave it for these routes. Releases the GIL."""
+    def prefill(
+        self,
+        routes: NDArray[np.integer[Any]],
+        gates: NDArray[np.floating[Any]] | None = None,
+        next_use: NDArray[np.int64] | None = None,
+    ) -> None:
+        """One forward pass over all tokens."""
+    def restart(self) -> None:
+        """Empties the cache and forgets all history; what was counted stays."""
+    @property
+    def rooms(self) -> list[int]:
+        """Slots open to each layer."""
+    def result(self) -> dict[str, Any]:
+        """tokens, passes, prefill_tokens, prefill_ns; tpot_ns and stall_ns per decode pass
+        {mean, min, p50, p90, p99, p999, max}; layers uint64 [layers, 3]: resident, in flight, miss; counters."""
+
+class NextUse:
+    """When each expert of a trace is used next, from its last chunk to its first (csrc/sim/next_use.h)."""
+
+    def __init__(self, *, layers: int, experts_per_layer: int, top_k: int, rooms: Sequence[int]) -> None: ...
+    def prepend(self, routes: NDArray[np.integer[Any]], batch: int = 1) -> NDArray[np.int64]:
+        """For the chunk before those handed in so far, decoded in passes of `batch` tokens."""
+
 def kernel_isa() -> str: ...
 def kernel_isas() -> list[str]: ...
 def set_kernel_isa(isa: str) -> None: ...

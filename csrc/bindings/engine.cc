@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "bindings/counters.h"
 #include "bindings/parts.h"
 #include "bindings/predictor.h"
 #include "core/error.h"
@@ -22,12 +23,6 @@ namespace {
 using Pieces = py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast>;
 
 constexpr std::size_t kTimelineEvents = 1'000'000;  // about 48 MB, kept only when asked for
-
-PoolScope pool_from_name(const std::string& name) {
-  if (name == "global") return PoolScope::global;
-  if (name == "per-layer") return PoolScope::per_layer;
-  throw InvalidArgument("pool is global or per-layer, not '" + name + "'");
-}
 
 const char* name_of(Residency state) {
   constexpr const char* names[] = {"absent", "queued", "loading", "resident", "leased"};
@@ -44,18 +39,6 @@ struct EngineArguments {
   std::uint64_t chunk_bytes;
   bool timeline;
 };
-
-void require_same(const Geometry& model, const Geometry& trained) {
-  if (model.layers == trained.layers && model.experts_per_layer == trained.experts_per_layer) {
-    return;
-  }
-  auto words = [](const Geometry& g) {
-    return std::to_string(g.layers) + " layers of " + std::to_string(g.experts_per_layer) +
-           " experts";
-  };
-  throw InvalidArgument("the predictor was trained for " + words(trained) + ", this model has " +
-                        words(model) + "; choose a predictor of this model, or none");
-}
 
 // What Python holds. The engine goes at close(); the backend, and with it the arena, stays until
 // the last view of it has gone, so that a view used too late is stale and never a crash.
@@ -154,37 +137,6 @@ struct Arena {
   std::span<const std::byte> bytes;
 };
 
-py::dict counters(const Engine& engine) {
-  const Counters c = engine.counters();
-  py::dict out;
-#define PROPHET_COUNTER(name) out[#name] = c.name
-  PROPHET_COUNTER(bytes_moved);
-  PROPHET_COUNTER(bytes_demand);
-  PROPHET_COUNTER(bytes_prefetch_used);
-  PROPHET_COUNTER(bytes_prefetch_late);
-  PROPHET_COUNTER(bytes_prefetch_wasted);
-  PROPHET_COUNTER(bytes_prefetch_unused);
-  PROPHET_COUNTER(bytes_cancelled);
-  PROPHET_COUNTER(hits_resident);
-  PROPHET_COUNTER(hits_in_flight);
-  PROPHET_COUNTER(misses);
-  PROPHET_COUNTER(evictions);
-  PROPHET_COUNTER(evicted_before_use);
-  PROPHET_COUNTER(layer_steps);
-  PROPHET_COUNTER(waves);
-  PROPHET_COUNTER(reads);
-  PROPHET_COUNTER(reads_failed);
-  PROPHET_COUNTER(expert_bytes_routed);
-  PROPHET_COUNTER(foresight_steps);
-  PROPHET_COUNTER(stall_ns);
-  PROPHET_COUNTER(compute_ns);
-  PROPHET_COUNTER(busy_ns);
-  PROPHET_COUNTER(now_ns);
-  PROPHET_COUNTER(foresight_ns);
-#undef PROPHET_COUNTER
-  return out;
-}
-
 py::dict timeline(const Engine& engine) {
   const std::vector<Event> events = engine.timeline();
   auto column = [&](auto field) {
@@ -273,6 +225,24 @@ void want(const PyEngine& self,
 
 }  // namespace
 
+PoolScope pool_from_name(const std::string& name) {
+  if (name == "global") return PoolScope::global;
+  if (name == "per-layer") return PoolScope::per_layer;
+  throw InvalidArgument("pool is global or per-layer, not '" + name + "'");
+}
+
+void require_same(const Geometry& model, const Geometry& trained) {
+  if (model.layers == trained.layers && model.experts_per_layer == trained.experts_per_layer) {
+    return;
+  }
+  auto words = [](const Geometry& g) {
+    return std::to_string(g.layers) + " layers of " + std::to_string(g.experts_per_layer) +
+           " experts";
+  };
+  throw InvalidArgument("the predictor was trained for " + words(trained) + ", this model has " +
+                        words(model) + "; choose a predictor of this model, or none");
+}
+
 DType dtype_from_name(const std::string& name) {
   if (name == "bf16") return DType::bf16;
   if (name == "f16") return DType::f16;
@@ -360,7 +330,7 @@ void register_engine(py::module_& m) {
             return name_of(s.engine()->state({layer, expert}));
           },
           py::arg("layer"), py::arg("expert"))
-      .def("counters", [](PyEngine& s) { return counters(*s.engine()); })
+      .def("counters", [](PyEngine& s) { return to_dict(s.engine()->counters()); })
       .def("timeline", [](PyEngine& s) { return timeline(*s.engine()); })
       .def_static("timeline_kinds",
                   [] {

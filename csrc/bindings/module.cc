@@ -8,4 +8,5 @@ PYBIND11_MODULE(prophet_ext, m) {
   prophet::register_predictor(m);
   prophet::register_engine(m);
   prophet::register_machine(m);
+  prophet::register_sim(m);
 }

@@ -1,6 +1,9 @@
 #include "sim/next_use.h"
 
 #include <algorithm>
+#include <string>
+
+#include "core/error.h"
 
 namespace prophet {
 
@@ -14,6 +17,12 @@ NextUse::NextUse(const Geometry& geometry, std::vector<std::int32_t> rooms, std:
 void NextUse::prepend(std::span<const std::int32_t> routes, std::int32_t tokens_per_pass,
                       std::vector<std::int64_t>& out) {
   const std::size_t row = std::size_t(geometry_.layers) * geometry_.top_k;
+  if (tokens_per_pass < 1 || routes.size() % row != 0) {
+    throw InvalidArgument("a chunk is whole tokens of " + std::to_string(row) +
+                          " ids, in passes of at least one token; it has " +
+                          std::to_string(routes.size()) + " ids, passes of " +
+                          std::to_string(tokens_per_pass));
+  }
   const auto tokens = static_cast<std::int32_t>(routes.size() / row);
   uses_.clear();
   std::int32_t waves = 0;

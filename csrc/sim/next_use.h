@@ -27,7 +27,8 @@ class NextUse {
 
   // A chunk of forward passes, each of `tokens_per_pass` tokens (the last may have fewer): routes
   // are [tokens, layers, top_k]. Appends the next use of each expert of each wave to `out`, in the
-  // order in which Replay serves them: pass, layer, wave, ascending expert.
+  // order in which Replay serves them: pass, layer, wave, ascending expert. Throws InvalidArgument
+  // when the chunk is no whole number of tokens, or WaveCutter refuses it.
   void prepend(std::span<const std::int32_t> routes, std::int32_t tokens_per_pass,
                std::vector<std::int64_t>& out);
 

@@ -57,7 +57,7 @@ def split_sequences(trace: TraceReader, test: int, val: int, seed: int = 0) -> S
 
 
 def split_domains(trace: TraceReader, held_out: Iterable[str], val: int = 0, seed: int = 0) -> Split:
-    """All sequences of the domains `held_out` are for testing, `val` others for choices, the rest for training.
+    """All sequences of the domains `held_out` test, `val` others are for choices, the rest train.
 
     Raises TraceError: unknown labels, or nothing left to train on.
     """
@@ -73,7 +73,7 @@ def split_domains(trace: TraceReader, held_out: Iterable[str], val: int = 0, see
     rest = [s for s in order if trace.labels[s] not in wanted]
     if len(rest) <= val:
         raise TraceError(
-            f"{trace.path}: {len(rest)} sequences are left beside {', '.join(sorted(wanted))}: hold out fewer."
+            f"{trace.path}: {len(rest)} sequences left beside {', '.join(sorted(wanted))}: hold out fewer."
         )
     return Split(tuple(rest[val:]), tuple(rest[:val]), tuple(test), ())
 
