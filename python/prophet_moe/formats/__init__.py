@@ -1,1 +1,1 @@
-"""What Prophet writes to disk and reads again, each a safetensors file with its own metadata (docs/formats.md)."""
+"""What Prophet writes to disk and reads again: safetensors files with metadata (docs/formats.md)."""

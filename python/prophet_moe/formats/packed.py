@@ -107,16 +107,18 @@ def pack(
 def _check_target(target: Path, source: Path, overwrite: bool) -> Path:
     source = source.resolve()
     if target == source or target in source.parents:
-        raise InvalidArgument(f"{target} holds the model that is to be packed: name another folder for the copy.")
+        raise InvalidArgument(f"{target} holds the model to be packed: name another folder for the copy.")
     if not target.parent.is_dir():
-        raise InvalidArgument(f"{target.parent} is not a folder: make it first, or name another place for the copy.")
+        raise InvalidArgument(
+            f"{target.parent} is not a folder: make it, or name another place for the copy."
+        )
     if not target.exists():
         return target
     if not overwrite:
         raise InvalidArgument(f"{target} exists: name a new folder, or ask to overwrite it.")
     if not target.is_dir() or (any(target.iterdir()) and not _wrote(target)):
         raise InvalidArgument(
-            f"{target} is not a packed checkpoint, so it is not overwritten: remove it yourself, or name a new folder."
+            f"{target} is no packed checkpoint and is not overwritten: name a new folder, or remove it yourself."
         )
     return target
 
@@ -219,7 +221,9 @@ def _copy_companions(source: Path, target: Path) -> None:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path} could not be read ({error.strerror}): check its permissions.") from error
+            raise CheckpointError(
+                f"{path} could not be read ({error.strerror}): check its permissions."
+            ) from error
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         with copy.open("xb", buffering=0) as file:
@@ -242,11 +246,11 @@ def _replacing(target: Path, overwrite: bool) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, ProphetError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            way_out = "free some space or name a folder on another disk" if full else "check its permissions and the disk"
-            raise WriteError(
-                f"{target} could not be written ({error.strerror or error}) and is as it was before: {way_out}."
-            ) from error
+            way_out = "free some space, or name a folder on another disk"
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                way_out = "check its permissions and the disk"
+            why = error.strerror or str(error)
+            raise WriteError(f"{target} could not be written ({why}) and is as before: {way_out}.") from error
         raise
     _sync_folder(target.parent)
 

@@ -13,7 +13,6 @@ tests/python/models/test_index.py holds them to what is used here.
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from prophet_moe.errors import CheckpointError, UnsupportedModelError
-from prophet_moe.models.checkpoint import Checkpoint, TensorPlace
+from prophet_moe.models.checkpoint import PACKED_NAME, PACKED_VERSION, Checkpoint, TensorPlace
 
 EXPERT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ALIGNMENT = 4096
@@ -252,23 +251,46 @@ def _check_list(
 
 def _packed_layer(checkpoint: Checkpoint, module_name: str, module: Any) -> dict[str, list[TensorPlace]]:
     """The pieces of one experts module of a packed file: tensors named `module.expert.piece`."""
+    if (version := checkpoint.metadata.get("version")) != PACKED_VERSION:
+        raise UnsupportedModelError(
+            f"{checkpoint.directory / PACKED_NAME} has packed format {version}, this release reads "
+            f"{PACKED_VERSION}: pack the model again, or update prophet-moe."
+        )
     try:
         names = [str(name) for name in json.loads(checkpoint.metadata["pieces"])]
+        wanted = _packed_shapes(names, module)
         places = {
             piece: [checkpoint.tensors[f"{module_name}.{e}.{piece}"] for e in range(int(module.num_experts))]
             for piece in names
         }
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{checkpoint.directory}: the packed file does not hold all of {module_name} ({error}); "
+            f"{checkpoint.directory / PACKED_NAME} does not hold all of {module_name} ({error}); "
             "pack the model again."
         ) from error
-    wanted = sum(p[0].numel() for p in module.parameters(recurse=False))
-    for e, expert in enumerate(zip(*places.values(), strict=True)):
-        if sum(math.prod(place.shape) for place in expert) != wanted:
-            raise CheckpointError(
-                f"{checkpoint.directory}: expert {e} of {module_name} has another size in the packed file than in "
-                "config.json; pack the model again."
-            )
+    for piece, experts in places.items():
+        for e, place in enumerate(experts):
+            if place.shape != wanted[piece]:
+                raise CheckpointError(
+                    f"{checkpoint.directory / PACKED_NAME}: {piece} of expert {e} of {module_name} is "
+                    f"{list(place.shape)}, but config.json asks for {list(wanted[piece])}; pack the model again."
+                )
     return places
 
+
+def _packed_shapes(names: list[str], module: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each piece of one expert, in slot order. Raises ValueError when `names` are other pieces."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    parameters = dict(module.named_parameters(recurse=False))
+    for name in _PARAMETERS:
+        if name not in parameters:
+            continue
+        short, rest = name.replace("_proj", ""), tuple(parameters[name].shape[1:])
+        halves = [part + short.removeprefix("gate_up") for part in ("gate", "up")]
+        if short.startswith("gate_up") and short not in names:
+            wanted |= dict.fromkeys(halves, (rest[0] // 2, *rest[1:]))
+        else:
+            wanted[short] = rest
+    if names != list(wanted):
+        raise ValueError(f"its pieces are {names}, not {list(wanted)}")
+    return wanted
