@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -58,4 +59,8 @@ for _group, _verb, _help, _short in (
 
 def main() -> None:
     """The console script."""
+    # Before torch is imported, which happens inside the verbs. By default its OpenMP workers spin
+    # between operations; beside any other work on the machine that costs more than tenfold
+    # (docs/measuring.md), and alone it gains little.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app(prog_name="prophet")
