@@ -118,7 +118,7 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> Path:
         raise InvalidArgument(f"{target} exists: name a new folder, or ask to overwrite it.")
     if not target.is_dir() or (any(target.iterdir()) and not _wrote(target)):
         raise InvalidArgument(
-            f"{target} is no packed checkpoint and is not overwritten: name a new folder, or remove it yourself."
+            f"{target} is no packed checkpoint and is not overwritten: name a new folder, or remove it."
         )
     return target
 
@@ -242,7 +242,7 @@ def _replacing(target: Path, overwrite: bool) -> Iterator[Path]:
         if overwrite and target.exists():
             _swap(temporary, target)
         else:
-            temporary.rename(target)
+            os.rename(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, ProphetError):
@@ -258,11 +258,11 @@ def _replacing(target: Path, overwrite: bool) -> Iterator[Path]:
 def _swap(temporary: Path, target: Path) -> None:
     """`target` is whole at any moment, under its name or, for an instant, under a hidden one."""
     old = temporary.with_name(temporary.name + ".old")
-    target.rename(old)
+    os.rename(target, old)
     try:
-        temporary.rename(target)
+        os.rename(temporary, target)
     except BaseException:
-        old.rename(target)
+        os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
