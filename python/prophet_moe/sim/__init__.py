@@ -1,0 +1,1 @@
+"""What if the machine were another? Routing traces through the engine on a virtual clock."""

@@ -1,0 +1,228 @@
+"""Replays a routing trace: what would this policy, with these slots, have cost on that machine?
+
+    report = replay(TraceReader("routes.safetensors"), machine, slots=192, policy="lru")
+    print(report.miss_rate, report.tpot_ms.mean)
+
+The trace is read in pieces and forgotten, so memory does not depend on its length. Sequences follow one
+another as the requests of one user: the cache stays warm from one to the next unless `cold`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import prophet_ext
+from prophet_moe.errors import InvalidArgument
+from prophet_moe.formats.trace import DECODE, TraceReader
+from prophet_moe.runreport import Bytes, Hits
+from prophet_moe.sim.machine import Machine
+
+if TYPE_CHECKING:
+    from prophet_ext import BankPredictor
+
+PIECE = 2048  # tokens read at once
+PREFILL = 512  # prompt tokens of one forward pass
+CLAIRVOYANT = "belady"
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Milliseconds per decoded token; zeros when none was decoded. Percentiles to 0.4 %."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """One replay. Counts are exact; times are those of the machine's virtual clock."""
+
+    machine: str
+    policy: str
+    pool: str
+    slots: int
+    cold: bool
+    tokens: int  # decoded
+    prefill_tokens: int
+    accesses: int  # experts asked for, each once per forward pass and layer
+    tpot_ms: Tail
+    stall_ms: Tail
+    prefill_ms: float
+    bytes: Bytes
+    hits: Hits
+    layer_misses: list[int]  # [layers], what was not resident when the router asked
+    evictions: int
+    evicted_before_use: int
+    link_busy_fraction: float
+    total_ms: float
+
+    @property
+    def miss_rate(self) -> float:
+        """Share of accesses that found their expert absent."""
+        return self.hits.miss / self.accesses if self.accesses else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"miss_rate": self.miss_rate}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows to replay at once: one prefill pass, or decoded tokens."""
+
+    first: int
+    last: int
+    decode: bool
+    opens: bool  # begins a sequence
+
+
+def replay(
+    trace: TraceReader,
+    machine: Machine,
+    *,
+    slots: int,
+    expert_bytes: int,
+    policy: str = "lru",
+    pool: str = "global",
+    keep: bool = True,
+    cold: bool = False,
+    prefetch_chunks: int = 2,
+    predictor: BankPredictor | None = None,
+    sequences: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Replays all sequences of the trace, or the named ones in that order.
+
+    slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after its
+    use; policy: one of prophet_ext.eviction_policies(), or "belady", which knows the future of the trace.
+    progress is told how many tokens have been served since the last time. Raises InvalidArgument: slots, policy,
+    pool or a machine that cannot be, sequences that do not exist, ids out of range.
+    """
+    if bad := [s for s in sequences or () if not 0 <= s < trace.sequences]:
+        raise InvalidArgument(f"{trace.path} has sequences 0 to {trace.sequences - 1}, not {bad[0]}.")
+    geometry = {
+        "layers": trace.layers,
+        "experts_per_layer": trace.experts_per_layer,
+        "top_k": trace.top_k,
+    }
+    core = prophet_ext.Replay(
+        **geometry,
+        slots=slots,
+        expert_bytes=expert_bytes,
+        policy=policy,
+        pool=pool,
+        keep=keep,
+        bytes_per_second=machine.bytes_per_second,
+        latency_ns=machine.latency_ns,
+        overhead_ns=machine.overhead_ns,
+        chunk_bytes=machine.chunk_bytes,
+        prefetch_chunks=prefetch_chunks,
+        pass_ns=machine.pass_ns,
+        layer_ns=machine.layer_ns,
+        layer_token_ns=machine.layer_token_ns,
+        expert_ns=machine.expert_ns,
+        expert_token_ns=machine.expert_token_ns,
+        predictor=predictor,
+    )
+    order = range(trace.sequences) if sequences is None else sequences
+    future = _Future(trace, order, geometry, core.rooms) if policy == CLAIRVOYANT else None
+    started = False
+    for piece in _pieces(trace, order):
+        if cold and piece.opens and started:
+            core.restart()
+        started = True
+        part = trace.slice(piece.first, piece.last)
+        gates = None if predictor is None or part.gate_probs is None else part.gate_probs.astype(np.float32)
+        following = None if future is None else future.next()
+        (core.decode if piece.decode else core.prefill)(part.experts, gates, following)
+        if progress is not None:
+            progress(piece.last - piece.first)
+    return _report(core.result(), machine, policy, pool, slots, cold)
+
+
+def _pieces(trace: TraceReader, order: Sequence[int], backward: bool = False) -> Iterator[_Piece]:
+    for sequence in reversed(order) if backward else order:
+        pieces = _pieces_of(trace, trace.rows(sequence))
+        yield from reversed(pieces) if backward else pieces
+
+
+def _pieces_of(trace: TraceReader, rows: slice) -> list[_Piece]:
+    """Prompt tokens in passes of PREFILL, then decoded ones; a prompt may follow decoded tokens (chat)."""
+    turns = [rows.start, rows.stop]
+    decode = np.ones(1, bool)
+    if trace.has("phase"):
+        phase = np.asarray(trace.map("phase")[rows]) == DECODE
+        changes = np.flatnonzero(np.diff(phase)) + 1
+        turns = [rows.start, *(rows.start + changes).tolist(), rows.stop]
+        decode = phase[np.r_[0, changes]]
+    pieces = []
+    for first, last, decoded in zip(turns, turns[1:], decode.tolist(), strict=False):
+        step = PIECE if decoded else PREFILL
+        for at in range(first, last, step):
+            pieces.append(_Piece(at, min(at + step, last), decoded, at == rows.start))
+    return pieces
+
+
+class _Future:
+    """Next uses of every piece, found from the end of the trace and kept in an unnamed file."""
+
+    def __init__(
+        self, trace: TraceReader, order: Sequence[int], geometry: dict[str, int], rooms: list[int]
+    ) -> None:
+        backward = prophet_ext.NextUse(**geometry, rooms=rooms)
+        self._file = tempfile.TemporaryFile()
+        self._places: list[tuple[int, int]] = []
+        for piece in _pieces(trace, order, backward=True):
+            experts = trace.slice(piece.first, piece.last).experts
+            uses = backward.prepend(experts, 1 if piece.decode else len(experts))
+            self._places.append((self._file.tell(), uses.nbytes))
+            self._file.write(uses.tobytes())
+
+    def next(self) -> NDArray[np.int64]:
+        """Of the piece that comes next, from the first on."""
+        at, count = self._places.pop()
+        self._file.seek(at)
+        return np.frombuffer(self._file.read(count), np.int64)
+
+
+def _report(
+    result: dict[str, Any], machine: Machine, policy: str, pool: str, slots: int, cold: bool
+) -> ReplayReport:
+    c = result["counters"]
+    moved = ("bytes_demand", "bytes_prefetch_used", "bytes_prefetch_late", "bytes_prefetch_wasted")
+    tokens = result["tokens"]
+    hits = Hits(c["hits_resident"], c["hits_in_flight"], c["misses"])
+    return ReplayReport(
+        machine=machine.name,
+        policy=policy,
+        pool=pool,
+        slots=slots,
+        cold=cold,
+        tokens=tokens,
+        prefill_tokens=result["prefill_tokens"],
+        accesses=hits.resident + hits.in_flight + hits.miss,
+        tpot_ms=_tail(result["tpot_ns"]),
+        stall_ms=_tail(result["stall_ns"]),
+        prefill_ms=result["prefill_ns"] / 1e6,
+        bytes=Bytes(
+            *(c[name] for name in moved), sum(c[name] for name in moved) / tokens if tokens else None
+        ),
+        hits=hits,
+        layer_misses=result["layers"][:, 1:].sum(axis=1).tolist(),
+        evictions=c["evictions"],
+        evicted_before_use=c["evicted_before_use"],
+        link_busy_fraction=c["busy_ns"] / c["now_ns"] if c["now_ns"] else 0.0,
+        total_ms=c["now_ns"] / 1e6,
+    )
+
+
+def _tail(spread: dict[str, float]) -> Tail:
+    return Tail(*(spread[name] / 1e6 for name in ("mean", "p50", "p90", "p99", "p999")))
