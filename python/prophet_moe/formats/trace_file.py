@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prophet_moe.errors import ProphetError
 
 # safetensors' names; bfloat16 is read as its raw bits.
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("<u1"),
     "I16": np.dtype("<i2"),
     "U16": np.dtype("<u2"),

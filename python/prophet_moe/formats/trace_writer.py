@@ -177,8 +177,7 @@ class TraceWriter:
                 raise TraceError(f"{name} is {list(array.shape)}; these tokens ask for {list(wanted)}.")
         self._check(rows)
         for name, array in rows.items():
-            kept = np.ascontiguousarray(array, DTYPES[self._arrays[name][0]])
-            self._files[name].write(kept.tobytes())
+            self._files[name].write(array.astype(DTYPES[self._arrays[name][0]]).tobytes())
         self._row += count
         self._open_sequence = True
 
@@ -215,7 +214,7 @@ class TraceWriter:
         if not self._notes:
             raise TraceError("a trace needs at least one sequence.")
         rows = self._starts[-1]
-        tensors = {"sequence_start": ("I64", (len(self._starts),))}
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {"sequence_start": ("I64", (len(self._starts),))}
         tensors |= {name: (dtype, (rows, *shape)) for name, (dtype, shape) in self._arrays.items()}
         sequences = {"sequences": json.dumps(self._notes, ensure_ascii=False)}
         whole = self._partial / "trace.safetensors"

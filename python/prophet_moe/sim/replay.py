@@ -101,10 +101,10 @@ def replay(
 ) -> ReplayReport:
     """Replays all sequences of the trace, or the named ones in that order.
 
-    slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after its
-    use; policy: one of prophet_ext.eviction_policies(), or "belady", which knows the future of the trace.
-    progress is told how many tokens have been served since the last time. Raises InvalidArgument: slots, policy,
-    pool or a machine that cannot be, sequences that do not exist, ids out of range.
+    slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after
+    its use; policy: one of prophet_ext.eviction_policies(), or "belady", which knows the future of the
+    trace. progress is told how many tokens have been served since the last time. Raises InvalidArgument:
+    slots, policy, pool or a machine that cannot be, sequences that do not exist, ids out of range.
     """
     if bad := [s for s in sequences or () if not 0 <= s < trace.sequences]:
         raise InvalidArgument(f"{trace.path} has sequences 0 to {trace.sequences - 1}, not {bad[0]}.")
@@ -178,7 +178,7 @@ class _Future:
         self, trace: TraceReader, order: Sequence[int], geometry: dict[str, int], rooms: list[int]
     ) -> None:
         backward = prophet_ext.NextUse(**geometry, rooms=rooms)
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
         self._places: list[tuple[int, int]] = []
         for piece in _pieces(trace, order, backward=True):
             experts = trace.slice(piece.first, piece.last).experts
@@ -197,8 +197,10 @@ def _report(
     result: dict[str, Any], machine: Machine, policy: str, pool: str, slots: int, cold: bool
 ) -> ReplayReport:
     c = result["counters"]
-    moved = ("bytes_demand", "bytes_prefetch_used", "bytes_prefetch_late", "bytes_prefetch_wasted")
     tokens = result["tokens"]
+    outcomes = {
+        name: c["bytes_" + name] for name in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
+    }
     hits = Hits(c["hits_resident"], c["hits_in_flight"], c["misses"])
     return ReplayReport(
         machine=machine.name,
@@ -212,9 +214,7 @@ def _report(
         tpot_ms=_tail(result["tpot_ns"]),
         stall_ms=_tail(result["stall_ns"]),
         prefill_ms=result["prefill_ns"] / 1e6,
-        bytes=Bytes(
-            *(c[name] for name in moved), sum(c[name] for name in moved) / tokens if tokens else None
-        ),
+        bytes=Bytes(**outcomes, per_token=sum(outcomes.values()) / tokens if tokens else None),
         hits=hits,
         layer_misses=result["layers"][:, 1:].sum(axis=1).tolist(),
         evictions=c["evictions"],
