@@ -156,6 +156,16 @@ def minimum_slots(model: ModelSize, pool: str = "global") -> int:
     return min(model.experts_total, max(model.top_k, 2))
 
 
+def _largest(config: Any, name: str) -> int:
+    """A size that the configuration names once, or for each layer; 0 where it does not."""
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # transformers refuses to name one value where layers differ
+        found = [getattr(layer, name, None) for layer in config.per_layer_config]
+    values = found if isinstance(found, (list, tuple)) else [found]
+    return max((int(value) for value in values if value), default=0)
+
+
 def prefill_bytes(model: ModelSize, tokens: int, batch: int = 1) -> int:
     """Working memory of one forward over `tokens` tokens of each of `batch` sequences, an upper estimate.
 
@@ -163,9 +173,9 @@ def prefill_bytes(model: ModelSize, tokens: int, batch: int = 1) -> int:
     the worst expert (all tokens), logits of the last token with the copies that sampling makes.
     """
     config = getattr(model.config, "get_text_config", lambda: model.config)()
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    head_dim = int(getattr(config, "head_dim", None) or model.hidden // heads or 1)
-    dense_width = int(getattr(config, "intermediate_size", None) or 0)
+    heads = _largest(config, "num_attention_heads") or 1
+    head_dim = _largest(config, "head_dim") or model.hidden // heads or 1
+    dense_width = _largest(config, "intermediate_size")
     width = 4  # bytes: fp32, or two copies in 16 bits
     per_token = width * (4 * model.hidden + 4 * max(model.hidden, heads * head_dim))
     per_token += width * max(3 * model.hidden + 3 * model.inter, 3 * dense_width)

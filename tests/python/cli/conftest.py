@@ -18,10 +18,11 @@ Process = subprocess.CompletedProcess[str]
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No flags from the surroundings, wide lines, and torch's threads as they were."""
+    """No flags from the surroundings but one thread, wide lines, and torch's threads as they were."""
     for name in list(os.environ):
         if name.startswith("PROPHET_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("PROPHET_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     threads = torch.get_num_threads()
