@@ -245,7 +245,7 @@ class Replay:
     def rooms(self) -> list[int]:
         """Slots open to each layer."""
     def result(self) -> dict[str, Any]:
-        """tokens, passes, prefill_tokens, prefill_ns; tpot_ns and stall_ns per decode pass
+        """tokens, passes, prefill_tokens, prefill_ns, prefill_bytes; tpot_ns and stall_ns per decode pass
         {mean, min, p50, p90, p99, p999, max}; layers uint64 [layers, 3]: resident, in flight, miss; counters."""
 
 class NextUse:

@@ -60,6 +60,7 @@ py::dict to_dict(const ReplayResult& result) {
   out["passes"] = result.passes;
   out["prefill_tokens"] = result.prefill_tokens;
   out["prefill_ns"] = result.prefill_ns;
+  out["prefill_bytes"] = result.prefill_bytes;
   out["tpot_ns"] = summary(result.tpot);
   out["stall_ns"] = summary(result.stall);
   py::array_t<std::uint64_t> layers(

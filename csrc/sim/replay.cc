@@ -204,12 +204,18 @@ void Replay::decode(const Chunk& chunk, std::int32_t batch) {
   if (next_at_ != chunk.next.size()) refuse_next(chunk);
 }
 
+std::uint64_t Replay::landed() const {
+  return backend_->stats(Lane::demand).bytes + backend_->stats(Lane::prefetch).bytes;
+}
+
 void Replay::prefill(const Chunk& chunk) {
   const std::int32_t tokens = begin(chunk);
   if (tokens == 0) return;
   const Nanos before = backend_->now();
+  const std::uint64_t bytes = landed();
   pass(chunk, 0, tokens);
   done_.prefill_ns += backend_->now() - before;
+  done_.prefill_bytes += landed() - bytes;
   done_.prefill_tokens += tokens;
   if (next_at_ != chunk.next.size()) refuse_next(chunk);
 }

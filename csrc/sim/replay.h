@@ -56,8 +56,9 @@ struct ReplayResult {
   std::uint64_t tokens = 0, passes = 0;  // decoded
   std::uint64_t prefill_tokens = 0;
   Nanos prefill_ns = 0;
-  Histogram tpot;   // one entry per decode pass
-  Histogram stall;  // the same: waiting for bytes
+  std::uint64_t prefill_bytes = 0;  // landed during prefill passes
+  Histogram tpot;                   // one entry per decode pass
+  Histogram stall;                  // the same: waiting for bytes
   std::vector<LayerCounts> layers;
   Counters counters{};  // now_ns is the virtual time of the whole replay
 };
@@ -97,6 +98,7 @@ class Replay {
   void observe(const Chunk& chunk, std::int32_t layer, std::size_t begin, std::int32_t tokens);
   void serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next);
   void compute(Nanos time);
+  std::uint64_t landed() const;  // bytes
   [[noreturn]] void refuse_next(const Chunk& chunk) const;
 
   ReplayOptions options_;

@@ -214,7 +214,10 @@ def _report(
         tpot_ms=_tail(result["tpot_ns"]),
         stall_ms=_tail(result["stall_ns"]),
         prefill_ms=result["prefill_ns"] / 1e6,
-        bytes=Bytes(**outcomes, per_token=sum(outcomes.values()) / tokens if tokens else None),
+        bytes=Bytes(
+            **outcomes,
+            per_token=(c["bytes_moved"] - result["prefill_bytes"]) / tokens if tokens else None,
+        ),
         hits=hits,
         layer_misses=result["layers"][:, 1:].sum(axis=1).tolist(),
         evictions=c["evictions"],

@@ -165,6 +165,7 @@ TEST(Replay, AsksAsEngineForwardDoes) {
   EXPECT_EQ(simulated.counters.bytes_moved, real.bytes_moved);
   EXPECT_EQ(simulated.prefill_tokens, 3u * kTokens);
   EXPECT_EQ(simulated.prefill_ns, simulated.counters.now_ns);
+  EXPECT_EQ(simulated.prefill_bytes, simulated.counters.bytes_moved);
   EXPECT_EQ(simulated.tpot.count(), 0u);
 }
 
