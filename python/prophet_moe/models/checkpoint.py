@@ -8,6 +8,7 @@ load never fills the page cache with weights it will not touch again.
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def _stamp(path: Path) -> tuple[int, int]:
         status = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path} could not be read ({error.strerror}): get it again.") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for its writer
+        raise CheckpointError(f"{path} could not be read (it is not a regular file): get it again.")
     return status.st_size, status.st_mtime_ns
 
 
@@ -191,13 +194,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_header(path: Path, number: int) -> tuple[dict[str, TensorPlace], dict[str, str]]:
     try:
-        # The library checks lengths, offsets, overlaps, holes, shapes and element types.
-        with safe_open(path, framework="numpy"):
-            pass
         with path.open("rb") as file:
+            # The library checks lengths, offsets, overlaps, holes, shapes and element types.
+            with safe_open(path, framework="numpy"):
+                pass
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be read ({error.strerror or error}): check its permissions, or get it again."
+        ) from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a sound safetensors file ({error}); it is damaged or was not downloaded to its end: "
             "get it again."

@@ -5,6 +5,7 @@ table of families is needed for it. What is listed here are the exceptions, by n
 """
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -55,12 +56,12 @@ def read_config(directory: Path, **overrides: Any) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: give the folder of a complete checkpoint.")
     try:
-        from transformers import PreTrainedConfig
-
-        raw, _ = PreTrainedConfig.get_config_dict(directory)
-        model_type = raw.get("model_type")
-    except (OSError, ValueError) as error:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); get the file again.") from error
+    model_type = raw.get("model_type") if isinstance(raw, dict) else None
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{path} names no 'model_type'; get the file again.")
     if model_type in UNDECORATED_FAMILIES:
         raise UnsupportedModelError(
             f"{model_type} is not supported yet: {UNDECORATED_FAMILIES[model_type]}. Use transformers directly."

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prophet_moe.errors import CheckpointError, ProphetError
 from prophet_moe.models.checkpoint import Checkpoint, open_checkpoint
 from prophet_moe.models.experts import IMPLEMENTATION
 from prophet_moe.models.families import build_on_meta, read_config, require_experts, top_k
@@ -79,7 +80,15 @@ def make_blueprint(model: str | os.PathLike[str], *, dtype: torch.dtype | None =
     directory = locate(model)
     config = read_config(directory)
     checkpoint = open_checkpoint(directory)
-    skeleton = build_on_meta(config, dtype or config.dtype)
+    try:
+        skeleton = build_on_meta(config, dtype or config.dtype)
+    except ProphetError:
+        raise
+    except Exception as error:  # sizes of nonsense fail wherever the model's code uses them first
+        raise CheckpointError(
+            f"{directory / 'config.json'} describes a {config.model_type} that cannot be built "
+            f"({type(error).__name__}: {' '.join(str(error).split())}); get the file again."
+        ) from error
     experts = require_experts(skeleton)
     index = build_index(skeleton, experts, checkpoint)
     load_dtype = dtype or config.dtype or index.dtype

@@ -166,7 +166,7 @@ def _load_resident(blueprint: Blueprint, progress: Progress | None) -> tuple[Any
     if (info.directory / "generation_config.json").is_file():
         try:
             model.generation_config = GenerationConfig.from_pretrained(info.directory)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever the library meets in it
             raise CheckpointError(
                 f"{info.directory / 'generation_config.json'} is not readable ({error}); get the file again, or remove it."
             ) from error
