@@ -25,6 +25,8 @@ PACKED_NAME = "experts.safetensors"
 PACKED_FORMAT = "prophet-packed"
 PACKED_VERSION = "1"
 
+CACHE_LINE = 64
+
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -223,6 +225,17 @@ def _read_header(path: Path, number: int) -> tuple[dict[str, TensorPlace], dict[
     return places, notes
 
 
+def empty_at(phase: int, count: int) -> torch.Tensor:
+    """`count` bytes whose address is `phase` modulo 64.
+
+    Matrix products may round differently when a matrix begins elsewhere in a cache line: equal bits
+    need equal beginnings.
+    """
+    buffer = torch.empty(count + CACHE_LINE, dtype=torch.uint8)
+    begin = (phase - buffer.data_ptr()) % CACHE_LINE
+    return buffer[begin : begin + count]
+
+
 class TensorReader:
     """Reads whole tensors past readahead and gives their pages back; a context manager."""
 
@@ -231,8 +244,11 @@ class TensorReader:
         self._files: dict[int, int] = {}
         self.bytes_read = 0
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor as the file holds it. Raises CheckpointError when bytes cannot be had."""
+    def read(self, name: str, *, as_mapped: bool = False) -> torch.Tensor:
+        """The tensor as the file holds it. Raises CheckpointError when bytes cannot be had.
+
+        as_mapped: it begins as far past a cache line as in the file, as if the file were mapped.
+        """
         place = self._checkpoint.tensors[name]
         dtype = TORCH_DTYPES.get(place.dtype)
         if dtype is None:
@@ -240,7 +256,7 @@ class TensorReader:
                 f"{self._checkpoint.file_of(name)}: tensor {name!r} has element type {place.dtype}, which this release "
                 "does not read; use an unquantised checkpoint of the model."
             )
-        buffer = torch.empty(place.bytes, dtype=torch.uint8)
+        buffer = empty_at(place.offset if as_mapped and place.offset % dtype.itemsize == 0 else 0, place.bytes)
         self.read_into(place, memoryview(buffer.numpy()))
         return buffer.view(dtype).view(place.shape)
 

@@ -9,13 +9,14 @@ layouts the kernels do not know.
 
 Leased results equal transformers' eager loop bit for bit. That needs: experts ascending; rows of
 an expert ordered by (k, token); one matrix product for gate and up together; the bias as an addition
-of its own; the routing weight last; sums in the element type the eager loop uses.
+of its own; the routing weight last; sums in the element type the eager loop uses; matrices that
+begin where the library's would in a cache line.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from prophet_ext import Engine, Lease
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from prophet_moe.errors import StateError, UnsupportedModelError
+from prophet_moe.models.checkpoint import CACHE_LINE, empty_at
 from prophet_moe.models.families import sum_dtype
 
 IMPLEMENTATION = "prophet"
@@ -30,11 +32,17 @@ LAYER = "_prophet_layer"  # key in module.__dict__: kept out of the state dict
 
 NATIVE_DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
-# Rows up to which the native kernels are used: beyond, torch's matrix products are faster.
-NATIVE_ROWS = 32
 
-# Where torch's own tensors begin. Matrix products may round differently from another start.
-_ALIGNED = 64
+def native_rows(experts: int, top_k: int, parameters: int) -> int:
+    """Tokens up to which the native kernels serve a layer of `experts` experts of `parameters` weights.
+
+    Beyond about 12 rows an expert torch's matrix products are faster, and later for small experts:
+    what torch spends on each expert besides is worth 2**23 multiplications. On average an expert
+    gets tokens * top_k / experts rows; popular ones get more, hence the limit on tokens. Slots do not
+    enter: results must not depend on them.
+    """
+    besides = 2**23 // parameters
+    return min(64 + besides, (12 + besides) * experts // top_k)
 
 
 @dataclass
@@ -52,9 +60,10 @@ class MoeLayer:
     bytes: tuple[int, ...]
     stored: torch.dtype
     compute: torch.dtype
-    align: bool  # copy matrices that do not begin where torch's would (exact results)
+    stacked: bool  # exact results of a model whose loader stacks experts: begin where those would
+    observing: bool  # the engine has a predictor, which wants to know what the router said
 
-    def matrices(self, offsets: Sequence[int]) -> dict[str, torch.Tensor]:
+    def matrices(self, expert: int, offsets: Sequence[int]) -> dict[str, torch.Tensor]:
         """Views of one leased expert by parameter name (gate_up, down, ...), in the compute dtype."""
         views = dict(zip(self.pieces, offsets, strict=True))
         sizes = dict(zip(self.pieces, zip(self.bytes, self.shapes, strict=True), strict=True))
@@ -68,36 +77,51 @@ class MoeLayer:
             if up == gate + count:
                 found["gate_up" + suffix] = self._view(gate, 2 * count, joint)
             else:
-                parts = (self._view(gate, count, shape, align=False), self._view(up, count, other, align=False))
+                parts = (self._view(gate, count, shape), self._view(up, count, other))
                 found["gate_up" + suffix] = torch.cat(parts)
         for name, offset in views.items():
             found[name] = self._view(offset, *sizes[name])
+        if self.stacked:
+            return {name: _as_stacked(matrix, expert) for name, matrix in found.items()}
         return found
 
-    def _view(self, offset: int, count: int, shape: tuple[int, ...], align: bool = True) -> torch.Tensor:
+    def _view(self, offset: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
         raw = self.arena[offset : offset + count]
-        if offset % self.stored.itemsize or (align and self.align and offset % _ALIGNED):
+        if offset % self.stored.itemsize:
             raw = raw.clone()
         return raw.view(self.stored).view(shape).to(self.compute)
+
+
+def _as_stacked(matrix: torch.Tensor, expert: int) -> torch.Tensor:
+    """The same values, beginning in a cache line where row `expert` of one stacked tensor does."""
+    phase = expert * matrix.nbytes % CACHE_LINE
+    if matrix.data_ptr() % CACHE_LINE == phase:
+        return matrix
+    return empty_at(phase, matrix.nbytes).view(matrix.dtype).view(matrix.shape).copy_(matrix)
 
 
 def experts_forward(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Serves one MoE layer. Raises ReadError, StateError (closed), and InvalidArgument."""
+    """Serves one MoE layer. Raises ReadError, StateError (closed), and InvalidArgument.
+
+    Inference only: asking for gradients raises UnsupportedModelError, at backward().
+    """
     layer: MoeLayer | None = module.__dict__.get(LAYER)
     if layer is None:
         if hidden_states.is_meta:
             return torch.empty_like(hidden_states)
         raise StateError("this model has no experts to serve: it was not loaded by prophet_moe.load, or was detached.")
-    if hidden_states.requires_grad:
-        raise UnsupportedModelError("Prophet runs inference only: gradients do not pass through offloaded experts.")
     tokens, width = hidden_states.shape[0], top_k_index.shape[1]
     if width > layer.top_k:
         raise UnsupportedModelError(
             f"the router asks for {width} experts per token, the configuration said {layer.top_k}; "
             "please report this model."
         )
+    if hidden_states.requires_grad and torch.is_grad_enabled():
+        with torch.no_grad():
+            out = experts_forward(module, hidden_states, top_k_index, top_k_weights)
+        return _InferenceOnly.apply(hidden_states, out)
     if 0 < tokens <= layer.native_rows:
         x, ids, weights = hidden_states.contiguous(), top_k_index.contiguous(), top_k_weights.contiguous()
         out = torch.empty_like(x)
@@ -116,6 +140,20 @@ def experts_forward(
     return _leased(layer, module, hidden_states, top_k_index, top_k_weights)
 
 
+class _InferenceOnly(torch.autograd.Function):
+    """Passes results on; whoever asks for gradients gets a sentence."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> NoReturn:
+        raise UnsupportedModelError(
+            "Prophet runs inference only: gradients do not pass through offloaded experts. Train with transformers."
+        )
+
+
 def _leased(
     layer: MoeLayer, module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
@@ -130,12 +168,30 @@ def _leased(
         if count:
             ends[expert] = (end - count, end)
     layer.engine.step(layer.number)
+    if layer.observing:
+        _observe(layer, hidden, index, weights)
     for expert, offsets in _in_order(layer, list(ends)):
         rows = order[slice(*ends[expert])]
         token = rows % tokens
-        y = _one_expert(module, hidden[token], layer.matrices(offsets))
+        y = _one_expert(module, hidden[token], layer.matrices(expert, offsets))
         out.index_add_(0, token, (y * flat_weights[rows]).to(out.dtype))
     return out.to(hidden.dtype)
+
+
+def _observe(layer: MoeLayer, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> None:
+    """Tells the predictor what the router said, as Engine.forward does by itself."""
+    ids, weights, last = index.contiguous(), weights.contiguous(), hidden[-1].contiguous()
+    layer.engine.observe(
+        layer.number,
+        ids.shape[0],
+        ids.shape[1],
+        ids.data_ptr(),
+        weights.data_ptr(),
+        NATIVE_DTYPES[weights.dtype],
+        last.data_ptr(),
+        last.shape[0],
+        NATIVE_DTYPES[last.dtype],
+    )
 
 
 def _one_expert(module: Any, x: torch.Tensor, matrices: dict[str, torch.Tensor]) -> torch.Tensor:

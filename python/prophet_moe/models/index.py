@@ -40,6 +40,7 @@ class ExpertIndex:
     pieces: tuple[str, ...]  # of one expert, in slot order: "gate", "up" | "gate_up", ..., "down", ...
     shapes: tuple[tuple[tuple[int, ...], ...], ...]  # [layer][piece]
     dtype: torch.dtype  # of all pieces, as stored
+    fused: bool  # every expert is a row of a tensor that a file of the original checkpoint holds whole
     table: NDArray[np.uint64]  # [layers, experts, pieces, 3]: file number, offset, bytes
     resident: tuple[str, ...] = field(repr=False)  # checkpoint keys that become ordinary parameters
 
@@ -118,6 +119,7 @@ def build_index(meta_model: Any, experts: dict[str, Any], checkpoint: Checkpoint
         pieces=pieces,
         shapes=tuple(tuple(places[0].shape for places in layer.values()) for layer in per_layer),
         dtype=EXPERT_DTYPES[kinds.pop()],
+        fused=not checkpoint.packed and all(set(sources.of[name]) == {None} for name in owned),
         table=table,
         resident=resident,
     )

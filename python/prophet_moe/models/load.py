@@ -11,11 +11,11 @@ import transformers
 from prophet_ext import Engine
 from transformers import GenerationConfig
 
-from prophet_moe.errors import CheckpointError, InvalidArgument
+from prophet_moe.errors import BudgetError, CheckpointError, InvalidArgument
 from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
 from prophet_moe.models.checkpoint import TensorReader
-from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, NATIVE_ROWS, MoeLayer
+from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, MoeLayer, native_rows
 from prophet_moe.models.inspect import Blueprint, make_blueprint
 from prophet_moe.models.offload import Offload, attach
 from prophet_moe.models.stubs import parameterless
@@ -92,7 +92,12 @@ def load(
     info = blueprint.info
     tokens = context or min(DEFAULT_CONTEXT, info.max_context or DEFAULT_CONTEXT)
     bound_library_memory()
-    plan = plan_memory(info, budget=budget, slots=slots, context=tokens, pool=pool)
+    try:
+        plan = plan_memory(info, budget=budget, slots=slots, context=tokens, pool=pool)
+    except BudgetError:
+        raise
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
     name = AUTO_SYSTEM if system == "auto" else system
@@ -110,7 +115,9 @@ def load(
         timeline=timeline,
     )
     try:
-        loaded, read = _load_resident(blueprint, progress)
+        loaded, read = _load_resident(blueprint, progress, as_mapped=exact)
+        # Even without gradients torch multiplies in another way when a weight could have one.
+        loaded.requires_grad_(exact)
         # The engine watches its files from here on; before, they must be those that were described.
         blueprint.checkpoint.require_unchanged()
         offload = Offload(engine, info, plan, name, engine.backend, exact, False, None, read)
@@ -131,14 +138,16 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _load_resident(blueprint: Blueprint, progress: Progress | None) -> tuple[Any, int]:
+def _load_resident(
+    blueprint: Blueprint, progress: Progress | None, *, as_mapped: bool
+) -> tuple[Any, int]:
     """The model with every weight but the experts', and the bytes read for it."""
     info, checkpoint, index = blueprint.info, blueprint.checkpoint, blueprint.index
     total = sum(checkpoint.tensors[key].bytes for key in index.resident)
     weights = {}
     with TensorReader(checkpoint) as reader:
         for key in index.resident:
-            weights[key] = reader.read(key)
+            weights[key] = reader.read(key, as_mapped=as_mapped)
             if progress is not None:
                 progress(reader.bytes_read, total)
     with parameterless(blueprint.experts_classes), _quiet():
@@ -172,7 +181,7 @@ def _load_resident(blueprint: Blueprint, progress: Progress | None) -> tuple[Any
             ) from error
     # A missing expert needs the host in the middle of a layer: no captured graph can hold that.
     model.generation_config.disable_compile = True
-    return model.requires_grad_(False).eval(), total
+    return model.eval(), total
 
 
 def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
@@ -183,6 +192,8 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
     if not offload.exact:
         offload.activation = _set_native(modules, blueprint, engine)
         offload.native = offload.activation is not None
+    parameters = info.expert_bytes // index.dtype.itemsize
+    rows = native_rows(info.experts_per_layer, info.top_k, parameters) if offload.native else 0
     arena = _arena(engine)
     sizes = index.table[:, 0, :, 2].tolist()
     for number, module in enumerate(modules):
@@ -191,14 +202,16 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
             number=number,
             experts=info.experts_per_layer,
             top_k=info.top_k,
-            native_rows=NATIVE_ROWS if offload.native else 0,
+            native_rows=rows,
             arena=arena,
             pieces=index.pieces,
             shapes=index.shapes[number],
             bytes=tuple(sizes[number]),
             stored=index.dtype,
             compute=info.dtype,
-            align=offload.exact,
+            # A fused tensor that needs no conversion stays mapped where the file has it; so does its slot.
+            stacked=offload.exact and not (index.fused and index.dtype == info.dtype),
+            observing=bool(engine.predictor),
         )
 
 
