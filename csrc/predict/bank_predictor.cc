@@ -84,8 +84,8 @@ void BankPredictor::check() const {
   PROPHET_CHECK(enter_bias, R);
   PROPHET_CHECK(norm_gain, L * R);
   PROPHET_CHECK(norm_bias, L * R);
-  PROPHET_CHECK(mid_weight, R * R);
-  PROPHET_CHECK(mid_bias, R);
+  PROPHET_CHECK(mid_weight, w.mid_weight.empty() ? 0 : R * R);  // a network may have no middle
+  PROPHET_CHECK(mid_bias, w.mid_weight.empty() ? 0 : R);
   PROPHET_CHECK(leave_weight, L * M * E * R);
   PROPHET_CHECK(leave_bias, L * M * E);
   PROPHET_CHECK(leave_mix, N * M);
@@ -243,6 +243,10 @@ void BankPredictor::run_network(std::int32_t layer) {
   const float* bias = weights_.norm_bias.data() + std::size_t(layer) * R;
   for (std::size_t r = 0; r < R; ++r) {
     a_[r] = hardswish((a_[r] - mean) * scale * gain[r] + bias[r]);
+  }
+  if (weights_.mid_weight.empty()) {
+    std::copy(a_.begin(), a_.end(), deep_.begin());
+    return;
   }
   dot_rows_f16(weights_.mid_weight.data(), R, R, a_.data(), b_.data());
   for (std::size_t r = 0; r < R; ++r) {

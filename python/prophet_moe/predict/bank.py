@@ -34,13 +34,13 @@ class BankConfig:
     recent: Sequence[tuple[int, str]] = ((0, "count"), (0, "gate"), (1, "count"), (2, "count"))
     heads: Sequence[int] = (1, 3, 8, 24, 80, 300)
     latents: int = 2
+    mid: bool = True
     ahead: int = 3
     pair: bool = True
     history: bool = True
     hidden: int = 0
     drop_input: float = 0.3
     drop_hidden: float = 0.2
-    common: bool = False
 
     @property
     def blocks(self) -> int:
@@ -51,6 +51,32 @@ class BankConfig:
         return max((lag for lag, _ in self.recent), default=0)
 
 
+class OwnLayer(nn.Module):
+    """Logistic of an expert's own past: logits [l, r, N, E] from averages, gate and the turn before."""
+
+    def __init__(self, layers: int, experts: int, top_k: int, averages: int, heads: Sequence[int]) -> None:
+        super().__init__()
+        idle = torch.tensor([math.exp(-h * top_k / experts) for h in heads])
+        prior = torch.log(1 - idle + 1e-3) - torch.log(idle + 1e-3) + (1.3 if averages else 0.0)
+        self.bias = nn.Parameter(prior[None, :, None].repeat(layers, 1, experts))
+        self.weight = nn.Parameter(torch.zeros(layers, averages + 2 if averages else 0, len(heads)))
+        with torch.no_grad():
+            self.weight[:, 1 : min(4, averages)] = 0.2
+
+    def forward(self, rows: Rows, now: torch.Tensor, span: slice) -> torch.Tensor:
+        if not self.weight.shape[1]:
+            return self.bias[span, None]
+        f = torch.cat(
+            [
+                rows.logs[now, span].float(),
+                rows.gate[now, span].float()[:, :, None],
+                rows.at(rows.chosen, now - 1)[:, span, None],
+            ],
+            2,
+        )
+        return torch.einsum("rlfe,lfn->lrne", f, self.weight[span]).float() + self.bias[span, None]
+
+
 class Bank(nn.Module):
     """forward(rows, first, tokens) -> (next-use logits, ahead logits) for windows of a trace."""
 
@@ -58,41 +84,28 @@ class Bank(nn.Module):
         super().__init__()
         self.config = c = config
         L, E, R, N = c.layers, c.experts, c.rank, len(c.heads)
-        features = len(c.decays) + 2 if c.history else 0
+        self.own = OwnLayer(L, E, c.top_k, len(c.decays) if c.history else 0, c.heads)
         if c.history:
-            self.enter = nn.Parameter(torch.randn(L, c.blocks, E, R) * (0.03 if c.common else 0.08))
-            if c.common:
-                self.meaning = nn.Parameter(torch.randn(L, 1, E, R) * 0.08)
-                self.tone = nn.Parameter(torch.ones(c.blocks, 1, R))
-            self.own = nn.Parameter(torch.zeros(L, features, N))
-            with torch.no_grad():
-                self.own[:, 1 : min(4, len(c.decays))] = 0.2
+            self.enter = nn.Parameter(torch.randn(L, c.blocks, E, R) * 0.08)
         if c.hidden:
             self.enter_hidden = nn.Parameter(torch.randn(L, c.hidden, R) / math.sqrt(c.hidden))
         self.enter_bias = nn.Parameter(torch.zeros(R))
         self.norm_gain = nn.Parameter(torch.ones(L, R))
         self.norm_bias = nn.Parameter(torch.zeros(L, R))
-        self.mid = nn.Linear(R, R)
+        if c.mid:
+            self.mid = nn.Linear(R, R)
         self.leave = nn.Parameter(torch.randn(L, R, c.latents * E) * 0.005)
         self.leave_bias = nn.Parameter(torch.zeros(L, c.latents * E))
         late = torch.linspace(0, 1, N) if N > 1 else torch.zeros(1)
         mix = torch.stack([1 - late, late], 1) if c.latents >= 2 else torch.ones(N, 1)
         extra = torch.randn(N, max(0, c.latents - 2)) * 0.3
         self.mix = nn.Parameter(torch.cat([mix, extra], 1)[:, : c.latents].contiguous())
-        self.own_bias = nn.Parameter(self._prior()[None, :, None].repeat(L, 1, E))
         if c.ahead:
             self.ahead = nn.Parameter(torch.randn(c.ahead, L, R, E) * 0.005)
             self.ahead_bias = nn.Parameter(torch.full((c.ahead, L, E), -0.5))
             self.ahead_prior = nn.Parameter(torch.full((c.ahead, L), 0.8))
             if c.pair:
                 self.ahead_pair = nn.Parameter(torch.zeros(c.ahead, L, E, E))
-
-    def _prior(self) -> torch.Tensor:
-        """Logit of "used within h turns" under a uniform router, shifted for what the averages add."""
-        c = self.config
-        idle = torch.tensor([math.exp(-h * c.top_k / c.experts) for h in c.heads])
-        lift = 1.3 if c.history else 0.0
-        return torch.log(1 - idle + 1e-3) - torch.log(idle + 1e-3) + lift
 
     def inputs(self, rows: Rows, at: torch.Tensor) -> torch.Tensor:
         """[r] row numbers -> float32 [L, r, blocks * E], conditioned; `folded` undoes the conditioning."""
@@ -109,10 +122,6 @@ class Bank(nn.Module):
             z = z * keep / (1 - c.drop_input)
         return z.transpose(0, 1).flatten(2)
 
-    def entering(self) -> torch.Tensor:
-        """[L, blocks, E, R]: what an expert means, in the tone of each block, and what is its own there."""
-        return self.enter + self.meaning * self.tone if self.config.common else self.enter
-
     def trunk(self, rows: Rows, first: torch.Tensor, tokens: int, span: slice) -> torch.Tensor:
         """[l, b * tokens, R]: state after each layer of `span`, for tokens first .. first + tokens - 1."""
         c, b = self.config, len(first)
@@ -120,7 +129,7 @@ class Bank(nn.Module):
         state = self.enter_bias
         if c.history:
             window = (first[:, None] - 1 + torch.arange(tokens + 1)).flatten()
-            share = torch.bmm(self.inputs(rows, window), self.entering().flatten(1, 2)).float()
+            share = torch.bmm(self.inputs(rows, window), self.enter.flatten(1, 2)).float()
             share = share.view(c.layers, b, tokens + 1, c.rank)
             pair = torch.cat([share[:, :, 1:], share[:, :, :-1]]).flatten(1)
             spoken = torch.ones(c.layers, c.layers).tril()[span.start : span.stop]
@@ -144,9 +153,10 @@ class Bank(nn.Module):
         y = hardswish(y * self.norm_gain[cut, None] + self.norm_bias[cut, None])
         if self.training and c.drop_hidden:
             y = y * self._mask(y)
-        y = y + hardswish(self.mid(y).float())
-        if self.training and c.drop_hidden:
-            y = y * self._mask(y)
+        if c.mid:
+            y = y + hardswish(self.mid(y).float())
+            if self.training and c.drop_hidden:
+                y = y * self._mask(y)
         return y
 
     def _mask(self, y: torch.Tensor) -> torch.Tensor:
@@ -159,17 +169,7 @@ class Bank(nn.Module):
         c = self.config
         o = torch.bmm(deep, self.leave[span]).float() + self.leave_bias[span, None]
         logit = torch.einsum("lrme,nm->lrne", o.unflatten(2, (c.latents, c.experts)), self.mix)
-        if c.history:
-            f = torch.cat(
-                [
-                    rows.logs[now, span].float(),
-                    rows.gate[now, span].float()[:, :, None],
-                    rows.at(rows.chosen, now - 1)[:, span, None],
-                ],
-                2,
-            )
-            logit = logit + torch.einsum("rlfe,lfn->lrne", f, self.own[span]).float()
-        return logit + self.own_bias[span, None]
+        return logit + self.own(rows, now, span)
 
     def look_ahead(
         self, rows: Rows, now: torch.Tensor, deep: torch.Tensor, last: torch.Tensor, span: slice
@@ -212,8 +212,8 @@ class Bank(nn.Module):
 
     def groups(self, decay: float) -> list[dict[str, Any]]:
         """Parameter groups of an optimiser: matrices decay, scales, biases and own-layer terms do not."""
-        heavy = [p for n, p in self.named_parameters() if n in ("enter", "meaning", "enter_hidden", "leave", "ahead")]
-        heavy += [self.mid.weight]
+        heavy = [p for n, p in self.named_parameters() if n in ("enter", "enter_hidden", "leave", "ahead")]
+        heavy += [self.mid.weight] if self.config.mid else []
         ids = {id(p) for p in heavy}
         light = [p for p in self.parameters() if id(p) not in ids]
         return [{"params": heavy, "weight_decay": decay}, {"params": light, "weight_decay": 0.0}]

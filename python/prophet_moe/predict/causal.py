@@ -25,10 +25,13 @@ FRACTIONS = (0.25, 0.375, 0.5, 0.75)
 Floats = npt.NDArray[np.float32]
 
 
-def misses(stream: Stream, gap: npt.NDArray[np.generic], slots: int) -> int:
+def misses(
+    stream: Stream, gap: npt.NDArray[np.generic], slots: int, held_at: npt.NDArray[np.bool_] | None = None
+) -> int:
     """Experts brought in while the stream decodes, cache warm from sequence to sequence, empty at first.
 
     gap [n, L, E]: expected turns to next use (>= 1) as known when that layer of that token has run.
+    held_at [n, L, E], when given, receives which experts were resident when their layer's router spoke.
     """
     n, layers, experts = gap.shape
     if gap.shape != (len(stream), stream.layers, stream.experts_per_layer):
@@ -46,6 +49,8 @@ def misses(stream: Stream, gap: npt.NDArray[np.generic], slots: int) -> int:
         fresh = gap[t].astype(np.float32) * layers
         for layer in range(layers):
             score[layer * experts : (layer + 1) * experts] = fresh[layer]
+            if held_at is not None:
+                held_at[t, layer] = resident[layer * experts : (layer + 1) * experts]
             needed = flat[t, layer]
             absent = needed[~resident[needed]]
             if not len(absent):

@@ -26,6 +26,7 @@ A safetensors file. `__metadata__` has
     limit_of_slots   pairs [slots / experts, H], rising: which limit serves which cache size
     ahead            F, layers ahead that are forecast (0: none)
     pair             true when ahead.pair is present
+    mid              true when mid.* are present
     history          false: nothing but the hidden state enters (B = C = 0, D = 0)
     hidden           width of the router's input when it enters the network, else 0
 
@@ -35,7 +36,7 @@ index is contiguous. float16 tensors are widened to float32 before use; all arit
     enter.bank    f16 [B, L, E, R]      enter.recent  f16 [C, L, E, R]     enter.bias  f32 [R]
     enter.hidden  f16 [L, hidden, R]    only when hidden > 0
     norm.gain     f32 [L, R]            norm.bias     f32 [L, R]
-    mid.weight    f16 [R, R]            mid.bias      f32 [R]              (weight is [out, in])
+    mid.weight    f16 [R, R]            mid.bias      f32 [R]              optional; weight is [out, in]
     leave.weight  f16 [L, M, E, R]      leave.bias    f32 [L, M, E]        leave.mix   f32 [N, M]
     own.weight    f32 [L, N, D + 2]     own.bias      f32 [L, N, E]
     next.scale    f32 [L, N]            gap.weight    f32 [G, 1 + N]
@@ -70,7 +71,7 @@ row's w), or 1 each when weights are unknown or do not sum to a positive number.
 3. With hidden > 0: Q <- x^ @ enter.hidden[l], x^ = x / sqrt(mean(x * x) + 1e-6), x the newest row's
    router input. Without one in the glimpse, Q <- 0.
 4. s = a + Q;  y = (s - mean(s)) / sqrt(var(s) + 1e-5) * norm.gain[l] + norm.bias[l]   (var over R, biased)
-   c0 = hardswish(y);  c = c0 + hardswish(mid.weight @ c0 + mid.bias)
+   c0 = hardswish(y);  c = c0 + hardswish(mid.weight @ c0 + mid.bias), or c = c0 without mid.*
    hardswish(v) = v * min(max(v + 3, 0), 6) / 6.
 5. Next use, for every expert i of layer l:
        f     = [log(e[0][i] + 0.004), ..., log(e[D-1][i] + 0.004), g_i of the newest row (0 if not
@@ -93,5 +94,261 @@ all experts alike, so their order, which is what eviction uses, stays.
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from prophet_moe.errors import InvalidArgument, ProphetError
+
+from .bank import Bank, BankConfig
+from .calibrate import Calibration
+from .paper import Paper, PaperConfig
+
 FORMAT = "prophet-predictor"
 VERSION = "1"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class PredictorError(ProphetError, ValueError):
+    """A predictor file is damaged, of another kind, or made for another model."""
+
+
+@dataclass
+class Predictor:
+    """A trained network with its calibration and what is known about it."""
+
+    net: Bank | Paper
+    calibration: Calibration
+    limit_of_slots: list[tuple[float, float]]
+    model: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return "bank" if isinstance(self.net, Bank) else "transformer"
+
+    def limit(self, fraction: float) -> float:
+        """The truncation that serves a cache of this fraction of all experts."""
+        return min(self.limit_of_slots, key=lambda pair: abs(pair[0] - fraction))[1]
+
+    def require(self, layers: int, experts: int, top_k: int) -> None:
+        """Raises PredictorError unless the predictor was made for a model of this geometry."""
+        c = self.net.config
+        if (c.layers, c.experts, c.top_k) != (layers, experts, top_k):
+            raise PredictorError(
+                f"this predictor is for {self.model or 'a model'} with {c.layers} layers x {c.experts} experts, "
+                f"top-{c.top_k}; the model has {layers} x {experts}, top-{top_k}. Train one with `prophet train`."
+            )
+
+
+def save(predictor: Predictor, path: Path) -> None:
+    """Writes the file, whole or not at all. The calibration shift is folded into the biases."""
+    net, c = predictor.net, predictor.net.config
+    tensors = (
+        _bank_tensors(net, predictor.calibration) if isinstance(net, Bank) else _paper_tensors(predictor)
+    )
+    for name, array in tensors.items():
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise PredictorError(f"{name} has values that are not finite; the network must be trained again")
+    config = {k: v for k, v in asdict(c).items() if k not in ("layers", "experts", "top_k")}
+    config |= {"limits": list(predictor.calibration.limits), "limit_of_slots": predictor.limit_of_slots}
+    about = {
+        "geometry": {"model": predictor.model, "layers": c.layers, "experts": c.experts, "top_k": c.top_k}
+        | {"hidden": c.hidden},
+        "config": config,
+        "training": predictor.training,
+        "calibration": {"next_scale": predictor.calibration.next_scale.round(4).tolist()},
+        "scores": predictor.scores,
+    }
+    metadata = {"format": FORMAT, "version": VERSION, "kind": predictor.kind, "prophet": json.dumps(about)}
+    whole = path.with_name(path.name + ".part")
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items() if v.size}, whole, metadata)
+    os.replace(whole, path)
+
+
+def load(path: Path) -> Predictor:
+    """Reads a file written by `save`. Raises PredictorError with a sentence for any other content."""
+    tensors, kind, about = read(path)
+    try:
+        geometry, stored = about["geometry"], dict(about["config"])
+        limits, of_slots = stored.pop("limits"), stored.pop("limit_of_slots")
+        sizes = {k: int(geometry[k]) for k in ("layers", "experts", "top_k")}
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        net: Bank | Paper
+        if kind == "bank":
+            stored["recent"] = tuple((int(lag), str(what)) for lag, what in stored["recent"])
+            net = Bank(BankConfig(**sizes, **stored))
+            _fill_bank(net, tensors)
+        else:
+            net = Paper(PaperConfig(**sizes, **stored))
+            net.load_state_dict({k[4:]: torch.from_numpy(v) for k, v in tensors.items() if k[:4] == "net."})
+        c = net.config
+        ahead = tensors.get("ahead.scale", np.ones((0, c.layers), np.float32))
+        shift = tensors.get("next.shift", np.zeros((c.layers, len(c.heads)), np.float32))
+        ahead_shift = tensors.get("ahead.shift", np.zeros_like(ahead))
+        calibration = Calibration(
+            tensors["next.scale"], shift, ahead, ahead_shift, tensors["gap.weight"], limits
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise PredictorError(
+            f"{path} does not hold what its metadata says ({error}); train or fetch the predictor again"
+        ) from error
+    of_slots = [(float(a), float(b)) for a, b in of_slots]
+    net.eval()
+    return Predictor(
+        net, calibration, of_slots, str(geometry.get("model", "")), about["training"], about["scores"]
+    )
+
+
+def read(path: Path) -> tuple[Arrays, str, dict[str, Any]]:
+    """(tensors as stored, kind, the JSON object `prophet`) of a predictor file, checked to be one."""
+    try:
+        with safe_open(path, "np") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise PredictorError(f"{path} is not a predictor file; `prophet train` writes them")
+            if metadata.get("version") != VERSION:
+                raise PredictorError(
+                    f"{path} has version {metadata.get('version')} of the format, this release reads {VERSION}"
+                )
+            kind, about = metadata.get("kind", ""), json.loads(metadata.get("prophet", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except PredictorError:
+        raise
+    except FileNotFoundError as error:
+        raise PredictorError(f"there is no predictor at {path}; `prophet train` writes one") from error
+    except Exception as error:
+        raise PredictorError(
+            f"{path} cannot be read as a predictor ({error}); it may be truncated"
+        ) from error
+    if kind not in ("bank", "transformer"):
+        raise PredictorError(f"{path} is of kind {kind!r}; this release knows bank and transformer")
+    for name, array in tensors.items():
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise PredictorError(f"{path}: {name} has values that are not finite; train the predictor again")
+    return tensors, kind, about
+
+
+def _half(x: torch.Tensor) -> npt.NDArray[np.float16]:
+    return x.detach().contiguous().numpy().astype(np.float16)
+
+
+def _float(x: torch.Tensor) -> npt.NDArray[np.float32]:
+    return x.detach().contiguous().numpy().astype(np.float32)
+
+
+def _bank_tensors(net: Bank, calibration: Calibration) -> Arrays:
+    """Scales of the inputs are folded into the matrices, offsets and calibration shifts into biases."""
+    c = net.config
+    L, E, R, N = c.layers, c.experts, c.rank, len(c.heads)
+    lift = torch.from_numpy(calibration.next_shift / calibration.next_scale)  # [L, N], in raw logits
+    out: Arrays = {
+        "norm.gain": _float(net.norm_gain),
+        "norm.bias": _float(net.norm_bias),
+        "leave.weight": _half(net.leave.view(L, R, c.latents, E).permute(0, 2, 3, 1)),
+        "leave.bias": _float(net.leave_bias.view(L, c.latents, E)),
+        "leave.mix": _float(net.mix),
+        "own.weight": _float(net.own.weight.transpose(1, 2)),
+        "own.bias": _float(net.own.bias + lift[:, :, None]).reshape(L, N, E),
+        "next.scale": calibration.next_scale,
+        "gap.weight": calibration.gap_weight,
+    }
+    if c.mid:
+        out["mid.weight"], out["mid.bias"] = _half(net.mid.weight), _float(net.mid.bias)
+    bias = net.enter_bias.detach()
+    if c.history:
+        enter = net.enter.detach().movedim(1, 0)
+        count = len(c.bank)
+        out["enter.bank"], out["enter.recent"] = _half(enter[:count]), _half(enter[count:] * 0.5)
+        bias = bias - torch.from_numpy(out["enter.bank"]).float().sum((0, 1, 2)) * (c.top_k / E)
+    out["enter.bias"] = _float(bias)
+    if c.hidden:
+        out["enter.hidden"] = _half(net.enter_hidden)
+    if c.ahead:
+        moved = torch.from_numpy(calibration.ahead_shift / calibration.ahead_scale)
+        moved = moved - net.ahead_prior.detach() * lift[:, 0]
+        out["ahead.weight"] = _half(net.ahead.transpose(2, 3))
+        out["ahead.bias"] = _float(net.ahead_bias + moved[:, :, None])
+        out["ahead.prior"] = _float(net.ahead_prior)
+        out["ahead.scale"] = calibration.ahead_scale
+        if c.pair:
+            out["ahead.pair"] = _half(net.ahead_pair)
+    return out
+
+
+def _fill_bank(net: Bank, tensors: Arrays) -> None:
+    """The inverse of `_bank_tensors`, with the stored (rounded) weights."""
+    c = net.config
+    L, E, R = c.layers, c.experts, c.rank
+    t = {name: torch.from_numpy(array.astype(np.float32)) for name, array in tensors.items()}
+    state = {
+        "norm_gain": t["norm.gain"],
+        "norm_bias": t["norm.bias"],
+        "leave": t["leave.weight"].permute(0, 3, 1, 2).reshape(L, R, c.latents * E),
+        "leave_bias": t["leave.bias"].reshape(L, -1),
+        "mix": t["leave.mix"],
+        "own.bias": t["own.bias"],
+        "own.weight": t["own.weight"].transpose(1, 2) if "own.weight" in t else net.own.weight,
+        "enter_bias": t["enter.bias"],
+    }
+    if c.mid:
+        state["mid.weight"], state["mid.bias"] = t["mid.weight"], t["mid.bias"]
+    if c.history:
+        none = torch.zeros(0, L, E, R)
+        bank, recent = t.get("enter.bank", none), t.get("enter.recent", none)
+        state["enter"] = torch.cat([bank, recent * 2]).movedim(0, 1)
+        state["enter_bias"] = t["enter.bias"] + bank.sum((0, 1, 2)) * (c.top_k / E)
+    if c.hidden:
+        state["enter_hidden"] = t["enter.hidden"]
+    if c.ahead:
+        state["ahead"] = t["ahead.weight"].transpose(2, 3)
+        state["ahead_bias"], state["ahead_prior"] = t["ahead.bias"], t["ahead.prior"]
+        if c.pair:
+            state["ahead_pair"] = t["ahead.pair"]
+    net.load_state_dict(state)
+
+
+def _paper_tensors(predictor: Predictor) -> Arrays:
+    out: Arrays = {"net." + k: _float(v) for k, v in predictor.net.state_dict().items()}
+    fit = predictor.calibration
+    out |= {"next.scale": fit.next_scale, "next.shift": fit.next_shift, "gap.weight": fit.gap_weight}
+    return out | {"ahead.scale": fit.ahead_scale, "ahead.shift": fit.ahead_shift}
+
+
+def native(path: Path, fraction: float) -> Any:
+    """The runtime's predictor for a cache with slots for this fraction of all experts."""
+    import prophet_ext
+
+    tensors, kind, about = read(path)
+    if kind != "bank":
+        raise InvalidArgument(f"{path} is of kind {kind}: the runtime runs kind bank only")
+    predictor = load(path)
+    c = predictor.net.config
+    assert isinstance(c, BankConfig)
+    return prophet_ext.BankPredictor(
+        layers=c.layers,
+        experts=c.experts,
+        top_k=c.top_k,
+        rank=c.rank,
+        decays=list(c.decays) if c.history else [],
+        bank=list(c.bank) if c.history else [],
+        recent=[(lag, kind == "gate") for lag, kind in c.recent] if c.history else [],
+        heads=len(c.heads),
+        latents=c.latents,
+        limits=len(predictor.calibration.limits),
+        limit=list(predictor.calibration.limits).index(predictor.limit(fraction)),
+        ahead=c.ahead,
+        pair=c.pair and c.ahead > 0,
+        hidden=c.hidden,
+        tensors=tensors,
+    )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from prophet_moe.errors import InvalidArgument
+from prophet_moe.formats.trace import TraceReader
 
 FAR = 60_000  # a gap longer than any horizon, and the gap of what never returns
 FLOOR = 0.004  # added to an average before its logarithm
@@ -63,6 +64,31 @@ class Stream:
         out = np.zeros((len(self), self.layers, self.experts_per_layer), bool)
         np.put_along_axis(out, self.experts, True, 2)
         return out
+
+
+def stream_of(trace: TraceReader, sequences: Sequence[int], hidden: bool = False) -> Stream:
+    """The named sequences of a trace, glued together in that order. Gates default to 1 / K each.
+
+    Raises TraceError when `hidden` is asked of a trace recorded without `gate_input`.
+    """
+    if hidden and not trace.has("gate_input"):
+        trace.map("gate_input")
+    parts = [trace.sequence(s) for s in sequences]
+    if not parts:
+        raise InvalidArgument("a stream needs at least one sequence")
+    experts = np.concatenate([p.experts for p in parts]).astype(np.int64)
+    gate = np.full(experts.shape, 1 / trace.top_k, np.float32)
+    if trace.has("gate_probs"):
+        gate = np.concatenate([p.gate_probs for p in parts if p.gate_probs is not None]).astype(np.float32)
+    read = [p.gate_input for p in parts if p.gate_input is not None] if hidden else []
+    return Stream(
+        experts,
+        gate,
+        np.cumsum([0] + [len(p) for p in parts]),
+        trace.experts_per_layer,
+        [trace.labels[s] for s in sequences],
+        np.concatenate(read).astype(np.float16) if read else None,
+    )
 
 
 def averages(stream: Stream, decays: Sequence[float]) -> npt.NDArray[np.float16]:

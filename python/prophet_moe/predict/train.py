@@ -91,6 +91,7 @@ def losses(
 
 def validate(net: Network, rows: Rows, tokens: int = 64, windows: int = 8) -> tuple[Any, Any]:
     """Losses (heads [N], ahead [F]) over a quarter of the stream, spread evenly; the network in eval mode."""
+    mode = net.training
     net.eval()
     tokens = min(tokens, len(rows))
     firsts = torch.arange(0, len(rows) - tokens + 1, tokens)
@@ -101,7 +102,7 @@ def validate(net: Network, rows: Rows, tokens: int = 64, windows: int = 8) -> tu
         for group in firsts.split(windows):
             a, b = losses(net, rows, group, tokens, slice(None))
             heads, ahead = heads + a * len(group), ahead + b * len(group)
-    net.train()
+    net.train(mode)
     return (heads / len(firsts)).numpy(), (ahead / len(firsts)).numpy()
 
 
@@ -143,7 +144,9 @@ def train(
         low = int(rng.integers(1 - span, layers))
         cut = slice(max(0, low), min(layers, low + span))
         heads, ahead = losses(net, rows, first, recipe.tokens, cut)
-        loss = ((heads * weights).sum() + recipe.ahead_weight * ahead.sum()) * ((cut.stop - cut.start) / usual)
+        loss = ((heads * weights).sum() + recipe.ahead_weight * ahead.sum()) * (
+            (cut.stop - cut.start) / usual
+        )
         if not math.isfinite(float(loss.detach())):
             run.restore_best()
             raise StateError(
@@ -199,7 +202,9 @@ class _Run:
         heads, ahead = validate(self.net, held_out)
         self.net.load_state_dict(now)
         loss = float((heads * weights.numpy()).sum() + self.recipe.ahead_weight * ahead.sum())
-        self.history.append({"step": self.step, "loss": loss, "heads": heads.tolist(), "ahead": ahead.tolist()})
+        self.history.append(
+            {"step": self.step, "loss": loss, "heads": heads.tolist(), "ahead": ahead.tolist()}
+        )
         if loss < self.best:
             self.best, self.stale = loss, 0
             self.kept = {k: v.clone() for k, v in self.average.items()}
@@ -236,7 +241,9 @@ class _Run:
             state = torch.load(self.path, weights_only=True)
             same = state["identity"] == self.identity
         except Exception as error:
-            raise InvalidArgument(f"{self.path} is no checkpoint of a training run; delete it to start anew") from error
+            raise InvalidArgument(
+                f"{self.path} is no checkpoint of a training run; delete it to start anew"
+            ) from error
         if not same:
             raise InvalidArgument(
                 f"{self.path} belongs to another network or recipe; delete it, or train with the options it had"

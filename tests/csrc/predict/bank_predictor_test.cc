@@ -215,9 +215,11 @@ class Definition {
                            w_.norm_bias[l * kRank + r]);
     }
     for (std::size_t r = 0; r < kRank; ++r) {
+      out[r] = first[r];
+      if (w_.mid_weight.empty()) continue;
       double v = w_.mid_bias[r];
       for (std::size_t s = 0; s < kRank; ++s) v += half(w_.mid_weight[r * kRank + s]) * first[s];
-      out[r] = first[r] + hardswish(v);
+      out[r] += hardswish(v);
     }
     return out;
   }
@@ -254,9 +256,9 @@ class Definition {
   const BankWeights w_;
 };
 
-TEST(BankPredictor, EqualsItsDefinitionAtEveryStep) {
-  BankPredictor predictor(config(), weights());
-  const Definition definition(config(), weights());
+void expect_definition(const BankWeights& w) {
+  BankPredictor predictor(config(), w);
+  const Definition definition(config(), w);
   const Trace trace = make_trace(12, 5);
   std::vector<float> gaps(kExperts);
   for (std::size_t at = 0; at < trace.size(); ++at) {
@@ -274,6 +276,15 @@ TEST(BankPredictor, EqualsItsDefinitionAtEveryStep) {
       EXPECT_NEAR(forecast.p, p[std::size_t(forecast.key.expert)], 1e-4);
     }
   }
+}
+
+TEST(BankPredictor, EqualsItsDefinitionAtEveryStep) { expect_definition(weights()); }
+
+TEST(BankPredictor, MayHaveNoMiddle) {
+  BankWeights w = weights();
+  w.mid_weight.clear();
+  w.mid_bias.clear();
+  expect_definition(w);
 }
 
 // Change everything after a step: what was said up to it must not change.
