@@ -6,6 +6,7 @@ greedily soon repeats one token; its routing then repeats too, and every cache l
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -49,6 +50,9 @@ class Workload:
     def __init__(self, about: str | None, **options: Any) -> None:
         """`options` become flags with these defaults, attributes of `given`."""
         begin = time.perf_counter()
+        # As the command `prophet` does, for every peer, before its libraries load: OpenMP workers that spin
+        # between operations cost tenfold beside other work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         parser = argparse.ArgumentParser(description=about)
         parser.add_argument("model")
         parser.add_argument("--steps", type=int, default=16, help="tokens to decode after the prefill")
