@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 import prophet_ext
 
 LAYERS, EXPERTS, TOP_K, EXPERT_BYTES = 64, 128, 8, 512

@@ -111,7 +111,7 @@ class Engine:
         once; reads go on behind it. Raises InvalidArgument, StateError when other leases
         hold the slots."""
     def step(self, layer: int) -> None:
-        """Marks that a MoE layer is being executed by leases (forward does it itself): one tick of policies."""
+        """One tick of policies: a MoE layer is about to be served by leases (forward does it itself)."""
     def observe(
         self,
         layer: int,
@@ -246,7 +246,8 @@ class Replay:
         """Slots open to each layer."""
     def result(self) -> dict[str, Any]:
         """tokens, passes, prefill_tokens, prefill_ns, prefill_bytes; tpot_ns and stall_ns per decode pass
-        {mean, min, p50, p90, p99, p999, max}; layers uint64 [layers, 3]: resident, in flight, miss; counters."""
+        {mean, min, p50, p90, p99, p999, max}; layers uint64 [layers, 3]: resident, in flight, miss;
+        counters."""
 
 class NextUse:
     """When each expert of a trace is used next, from its last chunk to its first (csrc/sim/next_use.h)."""
@@ -261,10 +262,12 @@ def set_kernel_isa(isa: str) -> None: ...
 def eviction_policies() -> list[str]: ...
 def build_info() -> dict[str, str]:
     """compiler, uring ("yes"/"no"), cuda, version."""
+
 def read_bandwidth(
     path: str, seconds: float, chunk_bytes: int = 1 << 20, depth: int = 16, io: str = "auto"
 ) -> dict[str, Any]:
     """Random reads of a file past the page cache: bytes_per_second, seconds, bytes, p50_ms, p99_ms and io
     (one line: how bytes were moved)."""
+
 def memory_bandwidth(threads: int, seconds: float) -> float:
     """Bytes per second that `threads` threads read from DRAM."""

@@ -1,9 +1,9 @@
 """Prophet: Mixture-of-Experts language models whose experts do not fit in memory.
 
-    import prophet_moe
-    model = prophet_moe.load("path/or/hub-id", budget="8GiB")
-    tokens = model.generate(...)          # as with any transformers model
-    prophet_moe.report(model)
+import prophet_moe
+model = prophet_moe.load("path/or/hub-id", budget="8GiB")
+tokens = model.generate(...)          # as with any transformers model
+prophet_moe.report(model)
 """
 
 import importlib
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         WriteError,
     )
     from prophet_moe.formats.packed import pack
-    from prophet_moe.models import ModelInfo, Offload, close, inspect, load, report
+    from prophet_moe.models.inspect import ModelInfo, inspect
+    from prophet_moe.models.load import load
+    from prophet_moe.models.offload import Offload, close, report
 
     __version__: str
 

@@ -18,7 +18,7 @@ from prophet_moe import ProphetError
 PROMPT = torch.tensor([[5, 17, 42, 99]])
 
 
-def small_model(seed: int) -> Any:
+def _small_model(seed: int) -> Any:
     """Random Qwen3-MoE in float32: 2 layers of 8 experts of 36 KiB, top-2."""
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(
@@ -44,16 +44,28 @@ def small_model(seed: int) -> Any:
     return model
 
 
-def greedy(model: Any, **settings: Any) -> list[int]:
+def _greedy(model: Any, **settings: Any) -> list[int]:
     """Ten tokens after PROMPT."""
     return model.generate(PROMPT, max_new_tokens=10, do_sample=False, **settings)[0, 4:].tolist()
+
+
+@pytest.fixture(scope="session")
+def greedy() -> Callable[..., list[int]]:
+    """greedy(model, **settings of generate) -> ten tokens."""
+    return _greedy
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[[int], Any]:
+    """small_model(seed) -> a stock model; the sound checkpoint is that of seed 0."""
+    return _small_model
 
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with config.json and model.safetensors; never damage this one."""
     folder = tmp_path_factory.mktemp("sound")
-    small_model(0).save_pretrained(folder)
+    _small_model(0).save_pretrained(folder)
     return folder
 
 
@@ -61,7 +73,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model in several shards with an index; never damage this one."""
     folder = tmp_path_factory.mktemp("sharded")
-    small_model(0).save_pretrained(folder, max_shard_size="200KB")
+    _small_model(0).save_pretrained(folder, max_shard_size="200KB")
     return folder
 
 
@@ -74,9 +86,9 @@ def packed(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def expected() -> list[int]:
     """What the stock library generates."""
-    model = small_model(0)
+    model = _small_model(0)
     model.set_experts_implementation("eager")
-    return greedy(model)
+    return _greedy(model)
 
 
 @pytest.fixture

@@ -193,10 +193,8 @@ def bench(
     elif not json:
         from rich.table import Table
 
-        shown = Table(
-            *HEADINGS,
-            title=f"{model}: {max_tokens - 1} decode steps after {prompt_tokens} tokens, {count} threads",
-        )
-        for row in table:
-            shown.add_row(*row)
+        steps = f"{model}: {max_tokens - 1} decode steps after {prompt_tokens} tokens, {count} threads"
+        shown = Table(HEADINGS[0], *(row[0] for row in table), title=steps)
+        for heading, *figures in list(zip(HEADINGS, *table, strict=True))[1:]:
+            shown.add_row(heading, *figures)
         data().print(shown)

@@ -1,12 +1,13 @@
 """Which activation does an experts module compute? Found by asking it, not by a table of models."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 # The native kernels' activations, by their names there.
-FORMULAS = {
+FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu_erf": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -22,7 +23,7 @@ def _probe() -> torch.Tensor:
 
 
 def recognise(module: Any, inter: int) -> str | None:
-    """The native name of the activation of a decorated experts module, or None when it computes anything else.
+    """The native name of the activation of a decorated experts module, or None for anything else.
 
     `inter` is I. A gated module must be act(gate) * up of a concatenated [gate | up]; every value of a
     wide grid must agree with the formula to float32 rounding.

@@ -99,7 +99,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     tensors, a missing shard, a tensor in two shards, no safetensors at all.
     """
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a folder: give the folder that holds config.json and the shards.")
+        raise CheckpointError(
+            f"{directory} is not a folder: give the folder that holds config.json and the shards."
+        )
     names, promised = _shards(directory)
     packed = directory / PACKED_NAME
     tensors: dict[str, TensorPlace] = {}
@@ -122,7 +124,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     for key, name in promised.items():
         if key not in tensors or names[tensors[key].file] != name:
             raise CheckpointError(
-                f"{directory / INDEX_NAME} says that {name} holds {key!r}, but it does not; download both again."
+                f"{directory / INDEX_NAME} says that {name} holds {key!r}, but it does not; download both "
+                "again."
             )
     return Checkpoint(directory, tuple(directory / name for name in names), tensors, metadata, tuple(stamps))
 
@@ -148,10 +151,13 @@ def _shards(directory: Path) -> tuple[list[str], dict[str, str]]:
         )
         if pickles:
             raise CheckpointError(
-                f"{directory} holds pickled weights only ({pickles[0]}): get the safetensors files of this model, or "
+                f"{directory} holds pickled weights only ({pickles[0]}): get the safetensors files of "
+                "this model, or "
                 "convert them with save_pretrained(safe_serialization=True)."
             )
-        raise CheckpointError(f"{directory} holds no *.safetensors file: give the folder of a downloaded checkpoint.")
+        raise CheckpointError(
+            f"{directory} holds no *.safetensors file: give the folder of a downloaded checkpoint."
+        )
     _check_numbering(directory, names)
     return names, {}
 
@@ -166,7 +172,8 @@ def _check_numbering(directory: Path, names: Iterable[str]) -> None:
     for (stem, count), numbers in have.items():
         if len(numbers) < count:
             raise CheckpointError(
-                f"{directory} holds {len(numbers)} of the {count} shards {stem}-*-of-{count:05d}.safetensors: "
+                f"{directory} holds {len(numbers)} of the {count} shards "
+                f"{stem}-*-of-{count:05d}.safetensors: "
                 "download the missing ones again."
             )
 
@@ -182,7 +189,9 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: 'weight_map' names no tensor; download it again.")
     for key, name in promised.items():
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
-            raise CheckpointError(f"{path}: tensor {key!r} is said to lie in {name!r}, which is no shard of this folder.")
+            raise CheckpointError(
+                f"{path}: tensor {key!r} is said to lie in {name!r}, which is no shard of this folder."
+            )
     return promised
 
 
@@ -208,7 +217,8 @@ def _read_header(path: Path, number: int) -> tuple[dict[str, TensorPlace], dict[
         ) from error
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a sound safetensors file ({error}); it is damaged or was not downloaded to its end: "
+            f"{path} is not a sound safetensors file ({error}); it is damaged or was not downloaded to "
+            "its end: "
             "get it again."
         ) from error
     notes = header.pop("__metadata__", None) or {}
@@ -253,10 +263,13 @@ class TensorReader:
         dtype = TORCH_DTYPES.get(place.dtype)
         if dtype is None:
             raise UnsupportedModelError(
-                f"{self._checkpoint.file_of(name)}: tensor {name!r} has element type {place.dtype}, which this release "
+                f"{self._checkpoint.file_of(name)}: tensor {name!r} has element type {place.dtype}, which "
+                "this release "
                 "does not read; use an unquantised checkpoint of the model."
             )
-        buffer = empty_at(place.offset if as_mapped and place.offset % dtype.itemsize == 0 else 0, place.bytes)
+        buffer = empty_at(
+            place.offset if as_mapped and place.offset % dtype.itemsize == 0 else 0, place.bytes
+        )
         self.read_into(place, memoryview(buffer.numpy()))
         return buffer.view(dtype).view(place.shape)
 
@@ -270,12 +283,15 @@ class TensorReader:
                 got = os.preadv(descriptor, [target[done : done + (1 << 30)]], place.offset + done)
                 if got == 0:
                     raise CheckpointError(
-                        f"{path} ends before byte {place.offset + place.bytes}: it changed while it was read; get it again."
+                        f"{path} ends before byte {place.offset + place.bytes}: it changed while it was "
+                        "read; get it again."
                     )
                 done += got
             os.posix_fadvise(descriptor, place.offset, place.bytes, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            raise CheckpointError(f"{path} could not be read ({error.strerror}); check the disk and try again.") from error
+            raise CheckpointError(
+                f"{path} could not be read ({error.strerror}); check the disk and try again."
+            ) from error
         self.bytes_read += place.bytes
 
     def _open(self, number: int, path: Path) -> int:

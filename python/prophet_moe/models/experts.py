@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from prophet_ext import Engine, Lease
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from prophet_ext import Engine, Lease
 from prophet_moe.errors import StateError, UnsupportedModelError
 from prophet_moe.models.checkpoint import CACHE_LINE, empty_at
 from prophet_moe.models.families import sum_dtype
@@ -111,7 +111,9 @@ def experts_forward(
     if layer is None:
         if hidden_states.is_meta:
             return torch.empty_like(hidden_states)
-        raise StateError("this model has no experts to serve: it was not loaded by prophet_moe.load, or was detached.")
+        raise StateError(
+            "this model has no experts to serve: it was not loaded by prophet_moe.load, or was detached."
+        )
     tokens, width = hidden_states.shape[0], top_k_index.shape[1]
     if width > layer.top_k:
         raise UnsupportedModelError(
@@ -150,7 +152,8 @@ class _InferenceOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> NoReturn:
         raise UnsupportedModelError(
-            "Prophet runs inference only: gradients do not pass through offloaded experts. Train with transformers."
+            "Prophet runs inference only: gradients do not pass through offloaded experts. Train with "
+            "transformers."
         )
 
 

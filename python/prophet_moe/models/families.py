@@ -7,7 +7,7 @@ table of families is needed for it. What is listed here are the exceptions, by n
 import importlib.metadata
 import json
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -64,7 +64,8 @@ def read_config(directory: Path, **overrides: Any) -> Any:
         raise CheckpointError(f"{path} names no 'model_type'; get the file again.")
     if model_type in UNDECORATED_FAMILIES:
         raise UnsupportedModelError(
-            f"{model_type} is not supported yet: {UNDECORATED_FAMILIES[model_type]}. Use transformers directly."
+            f"{model_type} is not supported yet: {UNDECORATED_FAMILIES[model_type]}. Use transformers "
+            "directly."
         )
     if model_type not in CONFIG_MAPPING_NAMES:
         version = importlib.metadata.version("transformers")
@@ -86,9 +87,12 @@ def refuse_quantised(raw: dict[str, Any], directory: Path) -> None:
     for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
         quantisation = part.get("quantization_config")
         if quantisation is not None:
-            method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+            method = (
+                quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+            )
             raise UnsupportedModelError(
-                f"{directory} is quantised ({str(method).upper()}): quantised checkpoints come in a later release. "
+                f"{directory} is quantised ({str(method).upper()}): quantised checkpoints come in a later "
+                "release. "
                 "Use the bf16, fp16 or fp32 checkpoint of the model."
             )
 
@@ -108,7 +112,8 @@ def build_on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
             if model_class is not None and model_class.can_generate():
                 return model_class._from_config(config, **options)
     raise UnsupportedModelError(
-        f"model type {config.model_type!r} is not a language model that generates text; Prophet runs only those."
+        f"model type {config.model_type!r} is not a language model that generates text; Prophet runs only "
+        "those."
     )
 
 
@@ -127,7 +132,11 @@ def require_experts(model: Any) -> dict[str, Any]:
     found = experts_modules(model)
     family = model.config.model_type
     strangers = sorted(
-        {type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Experts") and not is_experts(m)}
+        {
+            type(m).__name__
+            for m in model.modules()
+            if type(m).__name__.endswith("Experts") and not is_experts(m)
+        }
     )
     if strangers:
         raise UnsupportedModelError(
@@ -135,7 +144,9 @@ def require_experts(model: Any) -> dict[str, Any]:
             "Use transformers directly."
         )
     if not found:
-        raise UnsupportedModelError(f"{family} is a dense model: it has no routed experts; use transformers directly.")
+        raise UnsupportedModelError(
+            f"{family} is a dense model: it has no routed experts; use transformers directly."
+        )
     for module in found.values():
         if type(module).__name__ in OTHER_ARITHMETIC:
             raise UnsupportedModelError(
@@ -153,7 +164,14 @@ def sum_dtype(module: nn.Module, hidden: torch.dtype, weights: torch.dtype) -> t
     return torch.float32 if name in SUM_IN_FLOAT32 else hidden
 
 
-_TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
+_TOP_K_NAMES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
 
 
 def top_k(config: Any, experts: int) -> int:
@@ -167,7 +185,7 @@ def top_k(config: Any, experts: int) -> int:
         if isinstance(value, (list, tuple)) and value:
             value = max(value)
         if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= experts:
-            return cast(int, value)
+            return value
     raise UnsupportedModelError(
         f"{config.model_type}: its configuration does not say how many of {experts} experts a token uses "
         f"(looked for {', '.join(_TOP_K_NAMES)}); please report this model."

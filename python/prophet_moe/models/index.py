@@ -85,7 +85,8 @@ def build_index(meta_model: Any, experts: dict[str, Any], checkpoint: Checkpoint
     counts = {name: int(module.num_experts) for name, module in experts.items()}
     if len(set(counts.values())) > 1:
         raise UnsupportedModelError(
-            f"{checkpoint.directory}: MoE layers differ in their number of experts ({sorted(set(counts.values()))}); "
+            f"{checkpoint.directory}: MoE layers differ in their number of experts "
+            f"({sorted(set(counts.values()))}); "
             "this release needs the same number in every layer."
         )
     sources = _Sources(meta_model, checkpoint)
@@ -93,7 +94,10 @@ def build_index(meta_model: Any, experts: dict[str, Any], checkpoint: Checkpoint
         _packed_layer(checkpoint, name, module) if checkpoint.packed else _layer(sources, name, module)
         for name, module in experts.items()
     ]
-    names, kinds = {tuple(layer) for layer in per_layer}, {place.dtype for la in per_layer for p in la.values() for place in p}
+    names, kinds = (
+        {tuple(layer) for layer in per_layer},
+        {place.dtype for la in per_layer for p in la.values() for place in p},
+    )
     if len(names) > 1:
         raise UnsupportedModelError(
             f"{checkpoint.directory}: MoE layers are stored in different ways ({sorted(names)}); "
@@ -101,7 +105,8 @@ def build_index(meta_model: Any, experts: dict[str, Any], checkpoint: Checkpoint
         )
     if len(kinds) > 1 or not kinds <= set(EXPERT_DTYPES):
         raise UnsupportedModelError(
-            f"{checkpoint.directory}: experts have element types {sorted(kinds)}, this release runs checkpoints whose "
+            f"{checkpoint.directory}: experts have element types {sorted(kinds)}, this release runs "
+            "checkpoints whose "
             "experts are all BF16, all F16 or all F32; quantised experts come in a later release."
         )
     pieces = names.pop()
@@ -112,7 +117,9 @@ def build_index(meta_model: Any, experts: dict[str, Any], checkpoint: Checkpoint
         ],
         dtype=np.uint64,
     )
-    owned = {f"{name}.{p}" for name, module in experts.items() for p, _ in module.named_parameters(recurse=False)}
+    owned = {
+        f"{name}.{p}" for name, module in experts.items() for p, _ in module.named_parameters(recurse=False)
+    }
     resident = tuple(key for param, keys in sources.of.items() if param not in owned for key in _flat(keys))
     return ExpertIndex(
         modules=tuple(experts),
@@ -134,7 +141,12 @@ class _Sources:
 
     def __init__(self, meta_model: Any, checkpoint: Checkpoint) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
 
         mapping = get_model_conversion_mapping(meta_model)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -154,7 +166,8 @@ class _Sources:
             place = checkpoint.tensors[key]
             if pattern is None and place.shape != tuple(parameters[name].shape):
                 raise CheckpointError(
-                    f"{checkpoint.file_of(key)}: tensor {key!r} is {list(place.shape)}, but config.json asks for "
+                    f"{checkpoint.file_of(key)}: tensor {key!r} is {list(place.shape)}, but config.json "
+                    "asks for "
                     f"{list(parameters[name].shape)}; config and weights belong to different models."
                 )
 
@@ -174,7 +187,9 @@ def _layer(sources: _Sources, module_name: str, module: Any) -> dict[str, list[T
             continue
         found = _parameter(sources, f"{module_name}.{name}", shapes[name])
         short = name.replace("_proj", "")
-        names = [short] if len(found) == 1 else [part + short.removeprefix("gate_up") for part in ("gate", "up")]
+        names = (
+            [short] if len(found) == 1 else [part + short.removeprefix("gate_up") for part in ("gate", "up")]
+        )
         pieces.update(zip(names, found, strict=True))
     return pieces
 
@@ -185,14 +200,20 @@ def _parameter(sources: _Sources, parameter: str, shape: tuple[int, ...]) -> lis
     experts, rest = shape[0], shape[1:]
     if not patterns:
         raise CheckpointError(
-            f"{checkpoint.directory} holds no tensor for {parameter}: files are missing, or config.json belongs to "
+            f"{checkpoint.directory} holds no tensor for {parameter}: files are missing, or config.json "
+            "belongs to "
             "another model."
         )
     if set(patterns) == {None}:
         (key,) = patterns[None]  # its shape was checked when it was found
         place = checkpoint.tensors[key]
         size = place.bytes // experts
-        return [[TensorPlace(place.file, place.offset + e * size, size, place.dtype, rest) for e in range(experts)]]
+        return [
+            [
+                TensorPlace(place.file, place.offset + e * size, size, place.dtype, rest)
+                for e in range(experts)
+            ]
+        ]
     operations, lists = _recipe(sources, parameter, patterns)
     if operations == ["MergeModulelist"] and len(lists) == 1:
         wanted = [rest]
@@ -200,7 +221,8 @@ def _parameter(sources: _Sources, parameter: str, shape: tuple[int, ...]) -> lis
         wanted = [(rest[0] // 2, *rest[1:])] * 2
     else:
         raise UnsupportedModelError(
-            f"{parameter} is stored in a layout that must be rearranged to be used ({' + '.join(operations)}); "
+            f"{parameter} is stored in a layout that must be rearranged to be used "
+            f"({' + '.join(operations)}); "
             "such checkpoints come in a later release."
         )
     for keys, expected in zip(lists, wanted, strict=True):
@@ -214,7 +236,8 @@ def _recipe(
     converters = {id(c): c for c in (sources.converter_of[p] for p in patterns if p is not None)}
     if None in patterns or len(converters) != 1:
         raise CheckpointError(
-            f"{sources.checkpoint.directory} holds {parameter} in two forms ({_flat(patterns)[0]!r} and others); "
+            f"{sources.checkpoint.directory} holds {parameter} in two forms ({_flat(patterns)[0]!r} and "
+            "others); "
             "remove the files that do not belong to this checkpoint."
         )
     (converter,) = converters.values()
@@ -227,7 +250,8 @@ def _recipe(
     absent = [p for p in converter.source_patterns if p not in patterns]
     if absent and names == ["MergeModulelist", "Concatenate"]:
         raise CheckpointError(
-            f"{sources.checkpoint.directory} holds only a part of {parameter}: nothing matches {absent[0]!r}; "
+            f"{sources.checkpoint.directory} holds only a part of {parameter}: nothing matches "
+            f"{absent[0]!r}; "
             "files are missing, download them again."
         )
     return names, lists
@@ -240,13 +264,15 @@ def _check_list(
     if len(keys) != experts or (len(numbers) == len(keys) and numbers != list(range(experts))):
         absent = sorted(set(range(experts)) - set(numbers))
         raise CheckpointError(
-            f"{checkpoint.directory}: {parameter} needs experts 0 to {experts - 1}, the files hold {len(keys)}"
+            f"{checkpoint.directory}: {parameter} needs experts 0 to {experts - 1}, the files hold "
+            f"{len(keys)}"
             f"{f' (expert {absent[0]} is missing)' if absent else ''}; download the missing shard again."
         )
     for key in keys:
         if checkpoint.tensors[key].shape != shape:
             raise CheckpointError(
-                f"{checkpoint.file_of(key)}: tensor {key!r} is {list(checkpoint.tensors[key].shape)}, but config.json "
+                f"{checkpoint.file_of(key)}: tensor {key!r} is {list(checkpoint.tensors[key].shape)}, but "
+                "config.json "
                 f"asks for {list(shape)}; config and weights belong to different models."
             )
 
@@ -275,13 +301,14 @@ def _packed_layer(checkpoint: Checkpoint, module_name: str, module: Any) -> dict
             if place.shape != wanted[piece]:
                 raise CheckpointError(
                     f"{checkpoint.directory / PACKED_NAME}: {piece} of expert {e} of {module_name} is "
-                    f"{list(place.shape)}, but config.json asks for {list(wanted[piece])}; pack the model again."
+                    f"{list(place.shape)}, but config.json asks for {list(wanted[piece])}; pack the model "
+                    "again."
                 )
     return places
 
 
 def _packed_shapes(names: list[str], module: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each piece of one expert, in slot order. Raises ValueError when `names` are other pieces."""
+    """The shape of each piece of one expert, in slot order. Raises ValueError for other names."""
     wanted: dict[str, tuple[int, ...]] = {}
     parameters = dict(module.named_parameters(recurse=False))
     for name in _PARAMETERS:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import transformers
-from prophet_ext import Engine
 from transformers import GenerationConfig
 
+from prophet_ext import Engine
 from prophet_moe.errors import BudgetError, CheckpointError, InvalidArgument
 from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
@@ -138,9 +138,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _load_resident(
-    blueprint: Blueprint, progress: Progress | None, *, as_mapped: bool
-) -> tuple[Any, int]:
+def _load_resident(blueprint: Blueprint, progress: Progress | None, *, as_mapped: bool) -> tuple[Any, int]:
     """The model with every weight but the experts', and the bytes read for it."""
     info, checkpoint, index = blueprint.info, blueprint.checkpoint, blueprint.index
     total = sum(checkpoint.tensors[key].bytes for key in index.resident)
@@ -169,7 +167,8 @@ def _load_resident(
     wrong = sorted(map(str, notes["mismatched_keys"])) + sorted(map(str, notes.get("error_msgs") or ()))
     if wrong:
         raise CheckpointError(
-            f"{info.directory}: tensors do not fit the model ({wrong[0]}): config and weights belong to different models."
+            f"{info.directory}: tensors do not fit the model ({wrong[0]}): config and weights belong to "
+            "different models."
         )
     model.config._name_or_path = str(info.directory)
     if (info.directory / "generation_config.json").is_file():
@@ -177,7 +176,8 @@ def _load_resident(
             model.generation_config = GenerationConfig.from_pretrained(info.directory)
         except Exception as error:  # whatever the library meets in it
             raise CheckpointError(
-                f"{info.directory / 'generation_config.json'} is not readable ({error}); get the file again, or remove it."
+                f"{info.directory / 'generation_config.json'} is not readable ({error}); get the file "
+                "again, or remove it."
             ) from error
     # A missing expert needs the host in the middle of a layer: no captured graph can hold that.
     model.generation_config.disable_compile = True
@@ -268,4 +268,3 @@ def _quiet() -> Iterator[None]:
     finally:
         if bar:
             transformers.utils.logging.enable_progress_bar()
-

@@ -24,7 +24,9 @@ def locate(model: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file, not a folder: give the folder that holds config.json and the shards.")
+        raise CheckpointError(
+            f"{path} is a file, not a folder: give the folder that holds config.json and the shards."
+        )
     if text == REFERENCE_MODEL:
         shipped = Path(str(resources.files("prophet_moe") / "assets" / REFERENCE_MODEL))
         if shipped.is_dir():
@@ -60,6 +62,8 @@ def _from_hub(repo: str) -> Path:
     except Exception as error:  # the Hub client raises its own, httpx's and OSError
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{repo!r} is not a folder, is not in the local Hub cache ({HF_HUB_CACHE}), and could not be fetched: "
-            f"{cause} Check the name, or download it where there is a network (`hf download {repo}`) and give its folder."
+            f"{repo!r} is not a folder, is not in the local Hub cache ({HF_HUB_CACHE}), and could not be "
+            "fetched: "
+            f"{cause} Check the name, or download it where there is a network (`hf download {repo}`) and "
+            "give its folder."
         ) from error

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prophet_ext import Engine
-
 from prophet_moe.errors import ProphetError, StateError
 from prophet_moe.models.experts import LAYER
 from prophet_moe.models.inspect import ModelInfo
@@ -40,7 +39,8 @@ class Offload:
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         raise ProphetError(
-            "a model loaded by Prophet cannot be copied: its experts live in one arena; load it a second time instead."
+            "a model loaded by Prophet cannot be copied: its experts live in one arena; load it a second "
+            "time instead."
         )
 
     __copy__ = __reduce__ = __deepcopy__  # type: ignore[assignment]
@@ -57,12 +57,14 @@ def offload_of(model: Any) -> Offload:
     """The Offload of a model. Raises StateError for models that prophet_moe.load did not make."""
     offload = getattr(model, "__dict__", {}).get(OFFLOAD)
     if not isinstance(offload, Offload):
-        raise StateError(f"{type(model).__name__} was not loaded by prophet_moe.load: it has no offloaded experts.")
+        raise StateError(
+            f"{type(model).__name__} was not loaded by prophet_moe.load: it has no offloaded experts."
+        )
     return offload
 
 
 def close(model: Any) -> None:
-    """Frees the arena and the files of a loaded model. Running it afterwards raises StateError. Idempotent."""
+    """Frees the arena and the files of a loaded model, which then raises StateError. Idempotent."""
     offload_of(model).close()
 
 
@@ -85,7 +87,8 @@ def report(model: Any) -> dict[str, Any]:
         "expert_bytes": info.expert_bytes,
         "arena_bytes": engine.arena_bytes,
         "bytes": {
-            kind: counters[f"bytes_{kind}"] for kind in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
+            kind: counters[f"bytes_{kind}"]
+            for kind in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
         },
         "hits": {
             "resident": counters["hits_resident"],

@@ -20,7 +20,7 @@ def without_parameters(experts_class: type[nn.Module]) -> type[nn.Module]:
     Parameters of submodules (a norm after the experts) stay: they are resident weights.
     """
 
-    class Stub(experts_class):  # type: ignore[misc, valid-type]
+    class Stub(experts_class):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             with torch.device("meta"):
                 super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""python -m prophet_moe.predict train TRACE OUT | score PREDICTOR TRACE: the bare commands behind the tables."""
+"""The commands behind the tables: train TRACE PREDICTOR, score PREDICTOR TRACE."""
 
 from __future__ import annotations
 

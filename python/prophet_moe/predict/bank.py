@@ -125,25 +125,25 @@ class Bank(nn.Module):
     def trunk(self, rows: Rows, first: torch.Tensor, tokens: int, span: slice) -> torch.Tensor:
         """[l, b * tokens, R]: state after each layer of `span`, for tokens first .. first + tokens - 1."""
         c, b = self.config, len(first)
-        span = range(c.layers)[span]
+        cut = range(c.layers)[span]
         state = self.enter_bias
         if c.history:
             window = (first[:, None] - 1 + torch.arange(tokens + 1)).flatten()
             share = torch.bmm(self.inputs(rows, window), self.enter.flatten(1, 2)).float()
             share = share.view(c.layers, b, tokens + 1, c.rank)
             pair = torch.cat([share[:, :, 1:], share[:, :, :-1]]).flatten(1)
-            spoken = torch.ones(c.layers, c.layers).tril()[span.start : span.stop]
+            spoken = torch.ones(c.layers, c.layers).tril()[cut.start : cut.stop]
             with torch.autocast("cpu", enabled=False):
-                state = state + (torch.cat([spoken, 1 - spoken], 1) @ pair).view(len(span), -1, c.rank)
+                state = state + (torch.cat([spoken, 1 - spoken], 1) @ pair).view(len(cut), -1, c.rank)
         if c.hidden:
             assert rows.hidden is not None
             now = (first[:, None] + torch.arange(tokens)).flatten()
-            x = rows.hidden[now, span.start : span.stop].float().transpose(0, 1)
+            x = rows.hidden[now, cut.start : cut.stop].float().transpose(0, 1)
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
             if self.training and c.drop_input:
                 x = dropout(x, c.drop_input / 2)
-            state = state + torch.bmm(x, self.enter_hidden[span.start : span.stop]).float()
-        return self.deep(state, span)
+            state = state + torch.bmm(x, self.enter_hidden[cut.start : cut.stop]).float()
+        return self.deep(state, cut)
 
     def deep(self, state: torch.Tensor, span: range) -> torch.Tensor:
         """[l, r, R] sums of shares -> [l, r, R] features for the heads."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from prophet_moe.errors import InvalidArgument
 
 from .features import Rows
-from .outputs import Floats, Outputs, sigmoid
+from .outputs import Floats, Outputs, Reals, sigmoid
 
 GROUPS = 4
 LIMITS = (6.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0)
@@ -35,15 +35,15 @@ class Calibration:
     gap_weight: Floats
     limits: Sequence[float] = LIMITS
 
-    def next_use(self, use: npt.NDArray[np.generic]) -> Floats:
+    def next_use(self, use: Reals) -> Floats:
         """Raw logits [n, L, N, E] -> P(used within h_n turns)."""
         return sigmoid(use * self.next_scale[:, :, None] + self.next_shift[:, :, None])
 
-    def look_ahead(self, ahead: npt.NDArray[np.generic]) -> Floats:
+    def look_ahead(self, ahead: Reals) -> Floats:
         """Raw logits [F, n, L, E] -> P(in the set of that layer)."""
         return sigmoid(ahead * self.ahead_scale[:, None, :, None] + self.ahead_shift[:, None, :, None])
 
-    def gap(self, use: npt.NDArray[np.generic], limit: float, chunk: int = 1024) -> Floats:
+    def gap(self, use: Reals, limit: float, chunk: int = 1024) -> Floats:
         """Raw logits [n, L, N, E] -> estimate of E[min(turns to next use, limit)], >= 1, [n, L, E]."""
         weight = self.gap_weight[list(self.limits).index(limit)]
         out = np.empty((len(use), use.shape[1], use.shape[3]), np.float32)
@@ -53,7 +53,7 @@ class Calibration:
         return np.maximum(out, 1, out=out)
 
 
-def temperature(logit: npt.NDArray[np.generic], label: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def temperature(logit: Reals, label: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """(scale, shift) that minimise the cross-entropy; (1, 0) when only one label occurs."""
     x, y = logit.astype(np.float64).ravel(), label.ravel().astype(np.float64)
     if not np.isfinite(x).all():

@@ -13,6 +13,7 @@ in layer steps. With the true gaps as scores this is the clairvoyant bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,10 @@ from .features import Stream, gaps
 
 FRACTIONS = (0.25, 0.375, 0.5, 0.75)
 Floats = npt.NDArray[np.float32]
+Reals = npt.NDArray[Any]
 
 
-def misses(
-    stream: Stream, gap: npt.NDArray[np.generic], slots: int, held_at: npt.NDArray[np.bool_] | None = None
-) -> int:
+def misses(stream: Stream, gap: Reals, slots: int, held_at: npt.NDArray[np.bool_] | None = None) -> int:
     """Experts brought in while the stream decodes, cache warm from sequence to sequence, empty at first.
 
     gap [n, L, E]: expected turns to next use (>= 1) as known when that layer of that token has run.
@@ -70,9 +70,7 @@ def misses(
     return count
 
 
-def miss_rates(
-    stream: Stream, gap: npt.NDArray[np.generic], fractions: Sequence[float] = FRACTIONS
-) -> list[float]:
+def miss_rates(stream: Stream, gap: Reals, fractions: Sequence[float] = FRACTIONS) -> list[float]:
     """misses / (tokens * L * K) with slots for these fractions of all experts."""
     total = stream.layers * stream.experts_per_layer
     return [misses(stream, gap, int(total * f)) / max(stream.experts.size, 1) for f in fractions]
@@ -104,7 +102,7 @@ def classical_gaps(stream: Stream, popularity: Floats | None = None) -> dict[str
             e *= d
             e += (1 - d) * chosen[t]
         out["lru"][t] = age + 1
-        rates = {
+        rates: dict[str, Reals] = {
             "average .95": now[0.95],
             "averages .5 .8 .95 .99": (now[0.5] + now[0.8] + now[0.95] + now[0.99]) / 4,
         }

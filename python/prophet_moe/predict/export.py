@@ -75,7 +75,7 @@ row's w), or 1 each when weights are unknown or do not sum to a positive number.
    hardswish(v) = v * min(max(v + 3, 0), 6) / 6.
 5. Next use, for every expert i of layer l:
        f     = [log(e[0][i] + 0.004), ..., log(e[D-1][i] + 0.004), g_i of the newest row (0 if not
-               selected), 1 if selected in the row before the newest else 0]      (absent when history is false)
+               selected), 1 if selected in the row before the newest else 0]  (absent when history is false)
        o[m]  = leave.weight[l, m, i] . c + leave.bias[l, m, i]
        logit[n] = own.weight[l, n] . f + own.bias[l, n, i] + sum over m of leave.mix[n, m] * o[m]
        S[n]  = 1 - sigmoid(next.scale[l, n] * logit[n])                 P(not used within h_n turns)
@@ -146,8 +146,9 @@ class Predictor:
         c = self.net.config
         if (c.layers, c.experts, c.top_k) != (layers, experts, top_k):
             raise PredictorError(
-                f"this predictor is for {self.model or 'a model'} with {c.layers} layers x {c.experts} experts, "
-                f"top-{c.top_k}; the model has {layers} x {experts}, top-{top_k}. Train one with `prophet train`."
+                f"this predictor is for {self.model or 'a model'} with {c.layers} layers x {c.experts} "
+                f"experts, top-{c.top_k}; the model has {layers} x {experts}, top-{top_k}. "
+                "Train one with `prophet train`."
             )
 
 
@@ -182,7 +183,7 @@ def load(path: Path) -> Predictor:
     try:
         geometry, stored = about["geometry"], dict(about["config"])
         limits, of_slots = stored.pop("limits"), stored.pop("limit_of_slots")
-        sizes = {k: int(geometry[k]) for k in ("layers", "experts", "top_k")}
+        sizes: dict[str, Any] = {k: int(geometry[k]) for k in ("layers", "experts", "top_k")}
         stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         net: Bank | Paper
         if kind == "bank":
@@ -219,10 +220,10 @@ def read(path: Path) -> tuple[Arrays, str, dict[str, Any]]:
                 raise PredictorError(f"{path} is not a predictor file; `prophet train` writes them")
             if metadata.get("version") != VERSION:
                 raise PredictorError(
-                    f"{path} has version {metadata.get('version')} of the format, this release reads {VERSION}"
+                    f"{path} has version {metadata.get('version')}; this release reads version {VERSION}"
                 )
             kind, about = metadata.get("kind", ""), json.loads(metadata.get("prophet", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except PredictorError:
         raise
     except FileNotFoundError as error:
@@ -329,7 +330,7 @@ def native(path: Path, fraction: float) -> Any:
     """The runtime's predictor for a cache with slots for this fraction of all experts."""
     import prophet_ext
 
-    tensors, kind, about = read(path)
+    tensors, kind, _ = read(path)
     if kind != "bank":
         raise InvalidArgument(f"{path} is of kind {kind}: the runtime runs kind bank only")
     predictor = load(path)

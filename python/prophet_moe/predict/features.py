@@ -39,10 +39,11 @@ class Stream:
     def __post_init__(self) -> None:
         if self.experts.ndim != 3 or self.gate.shape != self.experts.shape:
             raise InvalidArgument(
-                f"experts {self.experts.shape} and gates {self.gate.shape} must both be [tokens, layers, top-k]"
+                f"experts {self.experts.shape} and gates {self.gate.shape} must both be "
+                "[tokens, layers, top-k]"
             )
         if len(self.experts) and not (
-            0 <= int(self.experts.min()) and int(self.experts.max()) < self.experts_per_layer
+            int(self.experts.min()) >= 0 and int(self.experts.max()) < self.experts_per_layer
         ):
             raise InvalidArgument(f"the trace names experts outside 0..{self.experts_per_layer - 1}")
         if not np.isfinite(self.gate).all():

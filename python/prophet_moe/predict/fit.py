@@ -75,7 +75,7 @@ def fit(
     progress: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Predictor:
-    """Trains on split.train, stops and calibrates on split.val, and chooses a truncation per cache size there."""
+    """Trains on split.train; stops, calibrates and chooses a truncation per cache size on split.val."""
     if not split.val:
         raise InvalidArgument("calibration needs validation sequences; hold some out (val >= 1)")
     hidden = inputs != "history"
@@ -89,10 +89,11 @@ def fit(
     part = _first_rows(judge, JUDGED)
     total = judge.layers * judge.experts_per_layer
     by_limit = {h: calibration.gap(said.use[: len(part)], h) for h in LIMITS}
-    chosen = [
-        (f, min(LIMITS, key=lambda h, f=f: misses(part, by_limit[h], max(judge.top_k, int(total * f)))))
-        for f in FRACTIONS
-    ]
+    chosen = []
+    for f in FRACTIONS:
+        slots = max(judge.top_k, int(total * f))
+        counts = {h: misses(part, gap, slots) for h, gap in by_limit.items()}
+        chosen.append((f, min(counts.items(), key=lambda pair: pair[1])[0]))
     about = {
         "tokens": len(learn),
         "sequences": len(split.train),

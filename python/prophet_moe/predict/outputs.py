@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from .train import Network
 
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ def outputs(net: Network, rows: Rows, tokens: int = 64, windows: int = 4, exact:
     return Outputs(use, ahead)
 
 
-def sigmoid(x: npt.NDArray[np.generic]) -> Floats:
+def sigmoid(x: Reals) -> Floats:
     """1 / (1 + exp(-x)) in float32; 0 at minus infinity."""
     with np.errstate(over="ignore"):
-        out: Floats = 1 / (1 + np.exp(-x.astype(np.float32)))
-    return out
+        return np.reciprocal(1 + np.exp(-x.astype(np.float32)))

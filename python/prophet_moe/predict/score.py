@@ -16,7 +16,7 @@ import numpy.typing as npt
 from prophet_moe.errors import InvalidArgument
 
 from .features import Stream
-from .outputs import Floats
+from .outputs import Floats, Reals
 
 BINS = 15
 Bools = npt.NDArray[np.bool_]
@@ -54,7 +54,7 @@ class Scores:
         return plain
 
 
-def reliability(p: npt.NDArray[np.generic], chosen: Bools) -> list[dict[str, float]]:
+def reliability(p: Reals, chosen: Bools) -> list[dict[str, float]]:
     """Per bin of forecasts: mean forecast, observed share and how many there were; empty bins left out."""
     flat, truth = p.ravel().astype(np.float64), chosen.ravel()
     at = np.minimum((flat * BINS).astype(int), BINS - 1)
@@ -75,7 +75,7 @@ def calibration_error(table: Sequence[Mapping[str, float]]) -> float:
 
 
 def score(
-    p: npt.NDArray[np.generic],
+    p: Reals,
     chosen: Bools,
     dominant: npt.NDArray[np.int64],
     top_k: int,
@@ -119,9 +119,7 @@ def score(
     )
 
 
-def score_ahead(
-    stream: Stream, p: npt.NDArray[np.generic], resident: Bools | None = None, skip: int = 1
-) -> dict[str, Any]:
+def score_ahead(stream: Stream, p: Reals, resident: Bools | None = None, skip: int = 1) -> dict[str, Any]:
     """Scores of horizon forecasts p [F, n, L, E], overall, per layer, and per domain (where labelled).
 
     Layer l has no forecast from f + 1 layers before when l <= f, nor have the first `skip` rows.

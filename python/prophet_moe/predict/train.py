@@ -21,9 +21,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from prophet_moe.errors import InvalidArgument, StateError
 
-from .bank import Bank, BankConfig
+from .bank import Bank
 from .features import Rows
-from .paper import Paper, PaperConfig
+from .paper import Paper
 
 Network = Bank | Paper
 
@@ -150,8 +150,8 @@ def train(
         if not math.isfinite(float(loss.detach())):
             run.restore_best()
             raise StateError(
-                f"the loss of step {run.step + 1} is not finite; lower the learning rate (now {recipe.rate:g}) "
-                "or look for broken gate probabilities and hidden states in the trace"
+                f"the loss of step {run.step + 1} is not finite; lower the learning rate "
+                f"(now {recipe.rate:g}) or look for broken gate probabilities and hidden states in the trace"
             )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -246,7 +246,7 @@ class _Run:
             ) from error
         if not same:
             raise InvalidArgument(
-                f"{self.path} belongs to another network or recipe; delete it, or train with the options it had"
+                f"{self.path} belongs to another network or recipe; delete it, or train with its options"
             )
         self.net.load_state_dict(state["net"])
         self.average, self.kept = state["average"], state["kept"]

@@ -199,6 +199,11 @@ def test_bench_prints_a_table(prophet: Any) -> None:
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[1:3] == ["2", "96/384"]
     assert "±" in cells[4]
+    shown = prophet(
+        "bench", "reference-moe", "--systems", "lru,lfu", "--slots", "25%", "-n", "2", "-q"
+    ).stdout
+    assert all(any(heading in line for line in shown.splitlines()) for heading in HEADINGS)
+    assert "expected" not in shown
 
 
 def test_bench_helpers() -> None:

@@ -41,7 +41,11 @@ def batch() -> Any:
 def tokens(model: Any, batch: Any, **options: Any) -> torch.Tensor:
     torch.manual_seed(7)
     return model.generate(
-        batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=NEW, pad_token_id=0, **options
+        batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=NEW,
+        pad_token_id=0,
+        **options,
     )
 
 

@@ -3,12 +3,12 @@
 import json
 
 import numpy as np
-import prophet_ext
 import pytest
 from predict_networks import AHEAD, bank, paper, predictor
 from predict_routes import EXPERTS, LAYERS, TOP_K, stream
 from safetensors.numpy import load_file, save_file
 
+import prophet_ext
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.predict.export import PredictorError, load, native, read, save
 from prophet_moe.predict.features import Rows
@@ -158,7 +158,7 @@ def test_what_is_saved_is_loaded(net, tmp_path):
 
 def test_refuses_a_model_of_another_geometry(tmp_path):
     save(predictor(bank()), tmp_path / "p")
-    with pytest.raises(PredictorError, match="4 layers x 8 experts.*the model has 24 x 32"):
+    with pytest.raises(PredictorError, match=r"4 layers x 8 experts.*the model has 24 x 32"):
         load(tmp_path / "p").require(24, 32, 4)
 
 
@@ -195,7 +195,7 @@ def test_refuses_files_that_are_no_predictor(tmp_path):
 def test_refuses_to_write_weights_that_are_not_finite(tmp_path):
     net = bank()
     net.enter_bias.data[0] = float("inf")
-    with pytest.raises(PredictorError, match="enter.bias has values that are not finite"):
+    with pytest.raises(PredictorError, match=r"enter\.bias has values that are not finite"):
         save(predictor(net), tmp_path / "p")
     assert not list(tmp_path.iterdir())
 

@@ -38,7 +38,7 @@ def test_rows_normalise_gates_and_read_nothing_before_the_first():
 
 def test_a_stream_refuses_what_is_not_a_routing():
     s = stream(10)
-    with pytest.raises(InvalidArgument, match="outside 0..7"):
+    with pytest.raises(InvalidArgument, match=r"outside 0\.\.7"):
         Stream(s.experts + 5, s.gate, s.starts, EXPERTS)
     with pytest.raises(InvalidArgument, match="not finite"):
         Stream(s.experts, s.gate * np.nan, s.starts, EXPERTS)

@@ -1,4 +1,4 @@
-"""Both designs: what they say at (token, layer) depends on what the routers had said by then, and on nothing else."""
+"""Both designs: what they say depends on what the routers had said by then, and on nothing else."""
 
 import numpy as np
 import pytest

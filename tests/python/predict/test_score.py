@@ -14,7 +14,7 @@ from prophet_moe.predict.score import baselines, calibration_error, domains, rel
 
 
 def plain(p, chosen, dominant, k, resident):
-    out = {name: 0.0 for name in ("top1", "dominant", "recall_k", "recall_2k", "exact", "brier")}
+    out = dict.fromkeys(("top1", "dominant", "recall_k", "recall_2k", "exact", "brier"), 0.0)
     covered = wanted = both = firm = true = 0
     for row in range(len(p)):
         order = sorted(range(EXPERTS), key=lambda e: (-p[row, e], e))

@@ -55,7 +55,7 @@ def test_losses_are_cross_entropies_of_the_labels(parts):
 def test_it_learns_more_than_frequencies(parts):
     rows, held_out = parts
     net = fresh()
-    before, ahead_before = validate(net, held_out)
+    before, _ = validate(net, held_out)
     result = train(net, rows, held_out, replace(SMALL, steps=250, rate=5e-3))
     after, ahead_after = validate(net, held_out)
     share = rows.chosen.float().mean(0)
