@@ -15,6 +15,7 @@ HOSTS = {
     "arxiv.org",
     "ui.perfetto.dev",
     "github.com",
+    "git-lfs.github.com",  # what a pointer file of Git LFS begins with
     "huggingface.co",
     "json-schema.org",
     "keepachangelog.com",

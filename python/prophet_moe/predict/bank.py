@@ -41,6 +41,7 @@ class BankConfig:
     hidden: int = 0
     drop_input: float = 0.3
     drop_hidden: float = 0.2
+    drop_block: float = 0.0
 
     @property
     def blocks(self) -> int:
@@ -107,9 +108,9 @@ class Bank(nn.Module):
             if c.pair:
                 self.ahead_pair = nn.Parameter(torch.zeros(c.ahead, L, E, E))
 
-    def inputs(self, rows: Rows, at: torch.Tensor) -> torch.Tensor:
-        """[r] row numbers -> float32 [L, r, blocks * E], conditioned; `folded` undoes the conditioning."""
-        c = self.config
+    def inputs(self, rows: Rows, window: torch.Tensor) -> torch.Tensor:
+        """Row numbers [b, t] -> float32 [L, b * t, blocks * E], centred and scaled; export folds that in."""
+        c, at = self.config, window.flatten()
         average = rows.average[at.clamp(min=0)].float()
         average[at < 0] = c.top_k / c.experts
         blocks = [average[:, :, d] - c.top_k / c.experts for d in c.bank]
@@ -120,6 +121,10 @@ class Bank(nn.Module):
         if self.training and c.drop_input:
             keep = torch.rand(z.shape[0], z.shape[1], 1, z.shape[3]) >= c.drop_input
             z = z * keep / (1 - c.drop_input)
+        if self.training and c.drop_block:
+            averages = torch.rand(len(window), 1, len(c.bank)) >= c.drop_block
+            averages = averages.expand(-1, window.shape[1], -1).flatten(0, 1)[:, None, :, None]
+            z[:, :, : len(c.bank)] *= averages / (1 - c.drop_block)
         return z.transpose(0, 1).flatten(2)
 
     def trunk(self, rows: Rows, first: torch.Tensor, tokens: int, span: slice) -> torch.Tensor:
@@ -128,7 +133,7 @@ class Bank(nn.Module):
         cut = range(c.layers)[span]
         state = self.enter_bias
         if c.history:
-            window = (first[:, None] - 1 + torch.arange(tokens + 1)).flatten()
+            window = first[:, None] - 1 + torch.arange(tokens + 1)
             share = torch.bmm(self.inputs(rows, window), self.enter.flatten(1, 2)).float()
             share = share.view(c.layers, b, tokens + 1, c.rank)
             pair = torch.cat([share[:, :, 1:], share[:, :, :-1]]).flatten(1)
