@@ -1,0 +1,130 @@
+"""From a trace on disk to a predictor file and its figures, and what is refused on the way."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from predict_routes import EXPERTS, LAYERS, TOP_K, stream
+
+from prophet_moe.errors import InvalidArgument
+from prophet_moe.formats.trace import Split, TraceError, TraceReader, TraceWriter
+from prophet_moe.predict import __main__ as command
+from prophet_moe.predict.export import PredictorError, load, save
+from prophet_moe.predict.features import stream_of
+from prophet_moe.predict.fit import evaluate, fingerprint, fit, network
+from prophet_moe.predict.train import Recipe
+
+OPTIONS = {"rank": 16, "decays": (0.5, 0.8, 0.95), "bank": (1, 2), "heads": (1, 3, 8), "ahead": 2}
+RECIPE = Recipe(steps=60, windows=8, tokens=6, span=3, warm=5, head_weights=(3, 2, 2), every=30, rate=5e-3)
+SPLIT = Split((0, 1, 2, 3), (4, 5), (6, 7), ())
+
+
+def record(path, hidden=0):
+    with TraceWriter(
+        path,
+        model="toy",
+        layers=LAYERS,
+        experts_per_layer=EXPERTS,
+        top_k=TOP_K,
+        hidden=hidden,
+        token_id=False,
+    ) as trace:
+        for seed in range(8):
+            s = stream(150 + seed, seed, hidden)
+            rows = {"experts": s.experts, "gate_probs": s.gate, "phase": np.ones(len(s), np.uint8)}
+            if hidden:
+                rows["gate_input"] = s.hidden
+            trace.append(**rows)
+            trace.end_sequence("prose" if seed % 2 else "code")
+    return TraceReader(path)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("trace") / "toy.safetensors")
+
+
+@pytest.fixture(scope="module")
+def with_hidden(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("trace") / "hidden.safetensors", 5)
+
+
+def test_a_stream_is_the_named_sequences_in_their_order(trace):
+    got = stream_of(trace, (5, 2))
+    assert (got.experts == np.concatenate([stream(155, 5).experts, stream(152, 2).experts])).all()
+    assert list(got.starts) == [0, 155, 307]
+    assert list(got.labels) == ["prose", "code"]
+    np.testing.assert_allclose(got.gate[:155], stream(155, 5).gate, atol=1e-3)
+
+
+def test_a_predictor_knows_what_it_was_made_of_and_scores_sequences_it_never_saw(trace, tmp_path):
+    made = fit(trace, SPLIT, RECIPE, options=OPTIONS)
+    assert made.model == "toy"
+    assert made.training["tokens"] == 150 + 151 + 152 + 153
+    assert made.training["sha256"] == fingerprint(stream_of(trace, SPLIT.train))
+    assert made.training["domains"] == ["code", "prose"]
+    assert [f for f, _ in made.limit_of_slots] == [0.25, 0.375, 0.5, 0.75]
+    save(made, tmp_path / "p")
+    report = evaluate(load(tmp_path / "p"), trace, SPLIT, exact=True)
+    eviction, ahead = report["eviction"], report["ahead"]
+    assert report["tokens"] == 156 + 157
+    for mine, bound in zip(eviction["prophet"], eviction["clairvoyant"], strict=True):
+        assert bound <= mine <= 1
+    assert set(eviction["policies"]) >= {"lru", "average .95", "averages .8 .9 .98 + popularity"}
+    mine, hot = (ahead[name]["1"]["all"] for name in ("prophet", "static-hot"))
+    assert mine["recall_k"] > hot["recall_k"]
+    assert mine["brier"] < hot["brier"]
+    assert ahead["zero staleness"]["1"]["all"]["exact"] == 1.0
+    assert set(ahead["prophet"]["2"]["domains"]) == {"code", "prose"}
+    json.dumps(report)
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [("bank", "both"), ("bank", "hidden"), ("transformer", "both")])
+def test_hidden_states_enter_when_they_were_recorded(with_hidden, kind, inputs, tmp_path):
+    options = (
+        OPTIONS if kind == "bank" else {"width": 8, "depth": 1, "attention_heads": 2, "heads": (1, 3, 8)}
+    )
+    made = fit(with_hidden, SPLIT, RECIPE, kind, inputs, options)
+    assert made.net.config.hidden == 5
+    assert made.net.config.history == (inputs == "both")
+    save(made, tmp_path / "p")
+    assert evaluate(load(tmp_path / "p"), with_hidden, SPLIT)["tokens"] == 156 + 157
+
+
+def test_what_a_trace_does_not_have_is_refused_with_the_way_out(trace):
+    with pytest.raises(TraceError, match="has no gate_input: record a trace that includes it"):
+        fit(trace, SPLIT, RECIPE, inputs="both", options=OPTIONS)
+    with pytest.raises(InvalidArgument, match="record the trace with hidden states"):
+        network(stream(20), "bank", "both", {}, 0)
+    with pytest.raises(InvalidArgument, match="hold some out"):
+        fit(trace, Split((0,), (), (1,), ()), RECIPE)
+    with pytest.raises(InvalidArgument, match="at least one sequence"):
+        stream_of(trace, ())
+    with pytest.raises(InvalidArgument, match="no such option"):
+        network(stream(20), "bank", "history", {"depth": 3}, 0)
+    with pytest.raises(InvalidArgument, match="not 'oracle'"):
+        network(stream(20), "oracle", "history", {}, 0)
+    with pytest.raises(InvalidArgument, match="not 'tokens'"):
+        network(stream(20), "bank", "tokens", {}, 0)
+
+
+def test_a_predictor_of_another_model_is_not_scored(trace, tmp_path):
+    other = network(stream(20), "bank", "history", OPTIONS, 0)
+    made = fit(trace, SPLIT, RECIPE, options=OPTIONS)
+    made.net = type(other)(type(other.config)(LAYERS + 1, EXPERTS, TOP_K, **OPTIONS))
+    with pytest.raises(PredictorError, match="Train one with"):
+        evaluate(made, trace, SPLIT)
+
+
+def test_the_bare_command_trains_and_scores(trace, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "p.safetensors"
+    recipe = {"steps": 4, "windows": 4, "tokens": 4, "head_weights": [1, 1, 1]}
+    split = ["--test", "2", "--val", "2"]
+    chosen = ["--options", json.dumps(OPTIONS), "--recipe", json.dumps(recipe)]
+    monkeypatch.setattr(sys, "argv", ["predict", "train", str(trace.path), str(out), *split, *chosen])
+    command.main()
+    assert load(out).training["split"] == {"test": 2, "val": 2, "seed": 0}
+    monkeypatch.setattr(sys, "argv", ["predict", "score", str(out), str(trace.path), *split])
+    command.main()
+    assert json.loads(capsys.readouterr().out)["eviction"]["slots"] == [0.25, 0.375, 0.5, 0.75]
