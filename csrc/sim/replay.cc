@@ -82,6 +82,7 @@ ReplayResult Replay::result() const {
 
 // The processor computes; meanwhile landings make room for further prefetches.
 void Replay::compute(Nanos time) {
+  if (time == 0) return;
   const Nanos end = backend_->now() + time;
   while (engine_->progress()) {
     const Nanos next = backend_->next_landing();

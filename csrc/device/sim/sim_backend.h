@@ -15,6 +15,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <mutex>
@@ -62,7 +63,7 @@ class SimBackend final : public Backend {
   Ticket mark(Stream) override { return 0; }
   void after(Lane lane, Ticket ticket) override;
   void after(Stream compute, Ticket ticket) override;
-  Nanos now() const override;
+  Nanos now() const override { return now_.load(std::memory_order_acquire); }
   LaneStats stats(Lane lane) const override;
   Nanos busy() const override;
 
@@ -111,7 +112,7 @@ class SimBackend final : public Backend {
   std::byte* memory_ = nullptr;
   std::size_t bytes_ = 0, mapped_ = 0;
   std::size_t files_ = 0;
-  Nanos now_ = 0;
+  std::atomic<Nanos> now_ = 0;  // written under the lock, read without
   Nanos link_free_ = 0;
   Places issued_{}, landed_{};
   std::array<Places, kLanes> behind_{};         // what later copies of a lane wait for
