@@ -61,7 +61,8 @@ class PyEngine {
     std::vector<Piece> list(pieces.size() / 3);
     const std::uint64_t* row = pieces.data();
     for (Piece& piece : list) {
-      piece = {static_cast<std::int32_t>(row[0]), row[1], row[2]};
+      const auto file = std::min<std::uint64_t>(row[0], INT32_MAX);  // what is too large stays so
+      piece = {static_cast<std::int32_t>(file), row[1], row[2]};
       row += 3;
     }
     auto store =

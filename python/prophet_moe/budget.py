@@ -268,7 +268,7 @@ def plan_memory(
     if asked is not None and asked < least:
         raise BudgetError(
             f"{slots} slots hold {asked} of {model.experts_total} experts, and one token needs {least}"
-            f"{' (top-k of every layer)' if pool == 'per_layer' else ''}: name at least {least} slots.",
+            f"{' (top-k of every layer)' if pool == 'per-layer' else ''}: name at least {least} slots.",
             minimum_bytes=_round_up(total(least)),
         )
     wanted = min(asked or model.experts_total, model.experts_total)

@@ -49,6 +49,15 @@ def _greedy(model: Any, **settings: Any) -> list[int]:
     return model.generate(PROMPT, max_new_tokens=10, do_sample=False, **settings)[0, 4:].tolist()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models of this size gain nothing from a second one, and lose much where processors are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def greedy() -> Callable[..., list[int]]:
     """greedy(model, **settings of generate) -> ten tokens."""

@@ -119,7 +119,7 @@ def test_what_a_model_without_experts_cannot_do(model: Any, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
     with pytest.raises(ProphetError, match=r"cannot be copied.*load it a second time"):
         copying.deepcopy(model)
-    with pytest.raises(ProphetError, match="cannot be copied"):
+    with pytest.raises((ProphetError, pickle.PicklingError)):
         pickle.dumps(model)
     prophet_moe.close(model)
 

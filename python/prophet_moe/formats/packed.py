@@ -22,6 +22,7 @@ from pathlib import Path
 
 from prophet_moe.errors import CheckpointError, InvalidArgument, ProphetError, WriteError
 from prophet_moe.models.checkpoint import (
+    CACHE_LINE,
     PACKED_FORMAT,
     PACKED_NAME,
     PACKED_VERSION,
@@ -94,6 +95,7 @@ def pack(
         "layers": str(index.layers),
         "experts_per_layer": str(index.experts_per_layer),
         "alignment": str(PAGE),
+        "begins": json.dumps(index.begins),
     }
     told = _Told(progress, sum(entry.bytes for entry in (*dense, *experts)))
     with _replacing(target, overwrite) as temporary, TensorReader(checkpoint) as reader:
@@ -149,17 +151,18 @@ def _expert_entries(index: ExpertIndex) -> Iterator[_Entry]:
 
 
 def _dense_entries(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[_Entry]:
-    # Wide elements first, so that every tensor begins on a multiple of its element size.
-    places = [(name, checkpoint.tensors[name]) for name in names]
-    for name, place in sorted(places, key=lambda pair: (-_width(pair[1]), pair[0])):
+    """The tensors of the dense file, each as far past a cache line as where it comes from.
+
+    Exact results depend on that: matrix products may round by where a matrix begins.
+    """
+    places = {name: checkpoint.tensors[name] for name in names}
+    end = fillers = 0
+    for name, place in sorted(places.items(), key=lambda item: (item[1].file, item[1].offset)):
+        if gap := (place.offset - end) % CACHE_LINE:
+            yield _Entry(f"filler.{fillers}", "U8", (gap,), gap, None)
+            fillers += 1
         yield _Entry(name, place.dtype, place.shape, place.bytes, place)
-
-
-def _width(place: TensorPlace) -> int:
-    elements = 1
-    for size in place.shape:
-        elements *= size
-    return place.bytes // elements if elements else 0
+        end += gap + place.bytes
 
 
 class _Told:

@@ -60,7 +60,7 @@ class MoeLayer:
     bytes: tuple[int, ...]
     stored: torch.dtype
     compute: torch.dtype
-    stacked: bool  # exact results of a model whose loader stacks experts: begin where those would
+    begins: dict[str, int] | None  # for exact results: where stacked tensors begin in a cache line, else at 0
     observing: bool  # the engine has a predictor, which wants to know what the router said
 
     def matrices(self, expert: int, offsets: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -81,9 +81,10 @@ class MoeLayer:
                 found["gate_up" + suffix] = torch.cat(parts)
         for name, offset in views.items():
             found[name] = self._view(offset, *sizes[name])
-        if self.stacked:
-            return {name: _as_stacked(matrix, expert) for name, matrix in found.items()}
-        return found
+        if self.begins is None:
+            return found
+        begins = self.begins
+        return {name: _as_stacked(matrix, begins.get(name, 0), expert) for name, matrix in found.items()}
 
     def _view(self, offset: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
         raw = self.arena[offset : offset + count]
@@ -92,9 +93,9 @@ class MoeLayer:
         return raw.view(self.stored).view(shape).to(self.compute)
 
 
-def _as_stacked(matrix: torch.Tensor, expert: int) -> torch.Tensor:
-    """The same values, beginning in a cache line where row `expert` of one stacked tensor does."""
-    phase = expert * matrix.nbytes % CACHE_LINE
+def _as_stacked(matrix: torch.Tensor, begin: int, expert: int) -> torch.Tensor:
+    """The same values, beginning in a cache line where row `expert` of a tensor from `begin` on does."""
+    phase = (begin + expert * matrix.nbytes) % CACHE_LINE
     if matrix.data_ptr() % CACHE_LINE == phase:
         return matrix
     return empty_at(phase, matrix.nbytes).view(matrix.dtype).view(matrix.shape).copy_(matrix)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from prophet_moe.errors import CheckpointError, UnsupportedModelError
-from prophet_moe.models.checkpoint import PACKED_NAME, PACKED_VERSION, Checkpoint, TensorPlace
+from prophet_moe.models.checkpoint import CACHE_LINE, PACKED_NAME, PACKED_VERSION, Checkpoint, TensorPlace
 
 EXPERT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ALIGNMENT = 4096
@@ -40,7 +40,9 @@ class ExpertIndex:
     pieces: tuple[str, ...]  # of one expert, in slot order: "gate", "up" | "gate_up", ..., "down", ...
     shapes: tuple[tuple[tuple[int, ...], ...], ...]  # [layer][piece]
     dtype: torch.dtype  # of all pieces, as stored
-    fused: bool  # every expert is a row of a tensor that a file of the original checkpoint holds whole
+    # [layer][piece]: where a fused tensor began in its file, modulo a cache line; None where the
+    # library's loader stacks experts in memory of its own.
+    begins: tuple[tuple[int, ...], ...] | None
     table: NDArray[np.uint64]  # [layers, experts, pieces, 3]: file number, offset, bytes
     resident: tuple[str, ...] = field(repr=False)  # checkpoint keys that become ordinary parameters
 
@@ -126,10 +128,20 @@ def build_index(meta_model: Any, experts: dict[str, Any], checkpoint: Checkpoint
         pieces=pieces,
         shapes=tuple(tuple(places[0].shape for places in layer.values()) for layer in per_layer),
         dtype=EXPERT_DTYPES[kinds.pop()],
-        fused=not checkpoint.packed and all(set(sources.of[name]) == {None} for name in owned),
+        begins=_begins(checkpoint, sources, table, owned),
         table=table,
         resident=resident,
     )
+
+
+def _begins(
+    checkpoint: Checkpoint, sources: "_Sources", table: NDArray[np.uint64], owned: set[str]
+) -> tuple[tuple[int, ...], ...] | None:
+    if checkpoint.packed:
+        return _packed_begins(checkpoint, table.shape)
+    if any(set(sources.of[name]) != {None} for name in owned):
+        return None
+    return tuple(tuple(int(at) % CACHE_LINE for at in layer[0, :, 1]) for layer in table)
 
 
 def _flat(patterns: dict[str | None, list[str]]) -> list[str]:
@@ -305,6 +317,21 @@ def _packed_layer(checkpoint: Checkpoint, module_name: str, module: Any) -> dict
                     "again."
                 )
     return places
+
+
+def _packed_begins(checkpoint: Checkpoint, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """What `begins` was before the checkpoint was packed."""
+    try:
+        noted = json.loads(checkpoint.metadata.get("begins", "null"))
+        begins = None if noted is None else tuple(tuple(int(at) % CACHE_LINE for at in row) for row in noted)
+    except (ValueError, TypeError, RecursionError):
+        begins = ()
+    if begins is not None and [len(row) for row in begins] != [shape[2]] * shape[0]:
+        raise CheckpointError(
+            f"{checkpoint.directory / PACKED_NAME} does not say where every tensor began; "
+            "pack the model again."
+        )
+    return begins
 
 
 def _packed_shapes(names: list[str], module: Any) -> dict[str, tuple[int, ...]]:

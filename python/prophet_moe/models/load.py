@@ -209,10 +209,20 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
             bytes=tuple(sizes[number]),
             stored=index.dtype,
             compute=info.dtype,
-            # A fused tensor that needs no conversion stays mapped where the file has it; so does its slot.
-            stacked=offload.exact and not (index.fused and index.dtype == info.dtype),
+            begins=_begins(blueprint, number) if offload.exact else None,
             observing=bool(engine.predictor),
         )
+
+
+def _begins(blueprint: Blueprint, layer: int) -> dict[str, int]:
+    """Where the library's stacked tensors begin in a cache line; at its start unless named.
+
+    A fused tensor that needs no conversion stays mapped, at its place in the file.
+    """
+    index = blueprint.index
+    if index.begins is None or index.dtype != blueprint.info.dtype:
+        return {}
+    return dict(zip(index.pieces, index.begins[layer], strict=True))
 
 
 def _set_native(modules: list[Any], blueprint: Blueprint, engine: Engine) -> str | None:
