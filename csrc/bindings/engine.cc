@@ -86,13 +86,17 @@ class PyEngine {
     if (!engine_) throw StateError("the engine is closed: load the model again to go on");
     return engine_;
   }
-  const std::shared_ptr<Backend>& backend() const { return backend_; }
+  const std::shared_ptr<Backend>& backend() const {
+    engine();  // throws when closed
+    return backend_;
+  }
   const std::string& policy() const { return policy_; }
   const std::string& predictor() const { return predictor_; }
 
   void close() {
     if (engine_) engine_->close();
     engine_.reset();
+    backend_.reset();
   }
 
  private:

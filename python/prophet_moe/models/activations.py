@@ -1,7 +1,6 @@
 """Which activation does an experts module compute? Found by asking it, not by a table of models."""
 
 from collections.abc import Callable
-from collections.abc import Callable
 from typing import Any
 
 import torch

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from prophet_ext import Engine, Lease
-from prophet_moe.errors import StateError, UnsupportedModelError
+from prophet_moe.errors import ProphetError, StateError, UnsupportedModelError
 from prophet_moe.models.checkpoint import CACHE_LINE, empty_at
 from prophet_moe.models.families import sum_dtype
 
@@ -62,6 +62,12 @@ class MoeLayer:
     compute: torch.dtype
     begins: dict[str, int] | None  # for exact results: where stacked tensors begin in a cache line, else at 0
     observing: bool  # the engine has a predictor, which wants to know what the router said
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ProphetError(
+            "a model loaded by Prophet cannot be copied or pickled: its experts live in one arena; "
+            "load it a second time instead."
+        )
 
     def matrices(self, expert: int, offsets: Sequence[int]) -> dict[str, torch.Tensor]:
         """Views of one leased expert by parameter name (gate_up, down, ...), in the compute dtype."""

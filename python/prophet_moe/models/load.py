@@ -4,6 +4,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ _DTYPE_NAMES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
+
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # an environment variable of transformers
 
 Progress = Callable[[int, int], None]  # (bytes read so far, bytes to read)
 
@@ -138,26 +141,46 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """A tensor that is read when the library takes it: to its loader, a slice of a safetensors file."""
+
+    key: str
+    read: Callable[[str], torch.Tensor]
+
+    def __getitem__(self, everything: Any) -> torch.Tensor:
+        return self.read(self.key)
+
+
 def _load_resident(blueprint: Blueprint, progress: Progress | None, *, as_mapped: bool) -> tuple[Any, int]:
     """The model with every weight but the experts', and the bytes read for it."""
     info, checkpoint, index = blueprint.info, blueprint.checkpoint, blueprint.index
     total = sum(checkpoint.tensors[key].bytes for key in index.resident)
-    weights = {}
-    with TensorReader(checkpoint) as reader:
-        for key in index.resident:
-            weights[key] = reader.read(key, as_mapped=as_mapped)
+    failures: list[Exception] = []
+    with TensorReader(checkpoint) as reader, parameterless(blueprint.experts_classes), _one_by_one():
+
+        def read(key: str) -> torch.Tensor:
+            try:
+                tensor = reader.read(key, as_mapped=as_mapped)
+            except Exception as error:  # the library would go on without this tensor
+                failures.append(error)
+                raise
             if progress is not None:
                 progress(reader.bytes_read, total)
-    with parameterless(blueprint.experts_classes), _quiet():
+            return tensor
+
         # The concrete class: the auto class refuses to do without a path.
         model, notes = blueprint.model_class.from_pretrained(
             None,
             config=info.config,
-            state_dict=weights,
+            state_dict={key: _Unread(key, read) for key in index.resident},
             dtype=info.dtype,
             experts_implementation=IMPLEMENTATION,
             output_loading_info=True,
         )
+        read_bytes = reader.bytes_read
+    if failures:
+        raise failures[0]
     absent = sorted(notes["missing_keys"])
     if absent:
         raise CheckpointError(
@@ -181,7 +204,7 @@ def _load_resident(blueprint: Blueprint, progress: Progress | None, *, as_mapped
             ) from error
     # A missing expert needs the host in the middle of a layer: no captured graph can hold that.
     model.generation_config.disable_compile = True
-    return model.eval(), total
+    return model.eval(), read_bytes
 
 
 def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
@@ -269,12 +292,18 @@ def _arena(engine: Engine) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bar: ours has already told what was read."""
-    bar = transformers.utils.logging.is_progress_bar_enabled()
+def _one_by_one() -> Iterator[None]:
+    """Without transformers' progress bar, ours tells more, and without its threads: they would read
+    ahead of the casts, and hold weights twice."""
+    bar, threads = transformers.utils.logging.is_progress_bar_enabled(), os.environ.get(_NO_THREADS)
     transformers.utils.logging.disable_progress_bar()
+    os.environ[_NO_THREADS] = "1"
     try:
         yield
     finally:
         if bar:
             transformers.utils.logging.enable_progress_bar()
+        if threads is None:
+            del os.environ[_NO_THREADS]
+        else:
+            os.environ[_NO_THREADS] = threads

@@ -37,20 +37,12 @@ class Offload:
             if layer is not None:
                 layer.arena = None
 
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        raise ProphetError(
-            "a model loaded by Prophet cannot be copied: its experts live in one arena; load it a second "
-            "time instead."
-        )
-
-    __copy__ = __reduce__ = __deepcopy__  # type: ignore[assignment]
-
 
 def attach(model: Any, offload: Offload) -> None:
-    """Binds the offload to the model: whoever drops the model frees the arena."""
+    """Binds the offload to the model: whoever drops the model (and its shallow copies) frees the arena."""
     model.__dict__[OFFLOAD] = offload
     model.__dict__["save_pretrained"] = _refuse_to_save
-    weakref.finalize(model, offload.engine.close)
+    weakref.finalize(offload, offload.engine.close)
 
 
 def offload_of(model: Any) -> Offload:

@@ -1,4 +1,4 @@
-"""Which experts the native kernels compute: activations found by asking, thresholds, the way of large batches."""
+"""Which experts the native kernels compute: activations found by asking, thresholds, large batches."""
 
 from collections.abc import Callable
 from pathlib import Path
