@@ -11,6 +11,8 @@ EXPECTED_SKIPS = [
     r"processor (has|lacks|cannot)",
     r"cgroup",
     r"O_DIRECT",
+    r"no supplied trace",
+    r"no writable /dev/shm",
 ]
 
 

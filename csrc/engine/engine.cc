@@ -63,12 +63,16 @@ void Engine::record(EventKind kind, Nanos begin, Nanos end, ExpertKey key, std::
 
 void Engine::step(std::int32_t layer) {
   Lock lock(mutex_);
+  begin_step(layer);
+  const Nanos now = backend_->now();
+  record(EventKind::layer_step, now, now, {layer, -1});  // its end is the caller's affair
+}
+
+void Engine::begin_step(std::int32_t layer) {
   open_or_throw();
   if (!geometry().contains({layer, 0})) {
     throw InvalidArgument("there is no MoE layer " + std::to_string(layer));
   }
-  const Nanos now = backend_->now();
-  record(EventKind::layer_step, now, now, {layer, -1});
   if (foresight_) foresight_->settle(cache_.policy());
   cache_.tick(layer);
 }

@@ -146,6 +146,7 @@ class Engine {
   using Lock = std::unique_lock<std::mutex>;
 
   void open_or_throw() const;
+  void begin_step(std::int32_t layer);
   void collect();  // tells the live leases what has ended
   void admit(Lock& lock, Lease& lease);
   void demand(Lock& lock, ExpertKey key);

@@ -175,7 +175,11 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
   for (std::size_t i = 0; i < pairs; ++i) {
     if (batch.ids[i] < 0) throw InvalidArgument("expert ids must not be negative");
   }
-  step(layer);
+  const Nanos begin = backend_->now();
+  {
+    Lock lock(mutex_);
+    begin_step(layer);
+  }
   s.x.resize(batch.tokens * hidden);
   s.weights.resize(pairs);
   s.sum.resize(hidden);
@@ -191,6 +195,10 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
                    static_cast<int>(k), s.sum.data(), hidden);
       narrow(s.sum.data(), batch.dtype, out + token * hidden * size_of(batch.dtype), hidden);
     }
+  }
+  {
+    Lock lock(mutex_);
+    record(EventKind::layer_step, begin, backend_->now(), {layer, -1});
   }
   if (foresight_) {
     s.ids.resize(pairs);

@@ -221,7 +221,9 @@ def auto_budget(rss_now: int, memory: machine.Memory | None = None) -> int:
     memory = memory or machine.memory()
     most = rss_now + int(memory.available * AUTO_SHARE)
     if memory.limit is not None:
-        limit = memory.limit - max(32 * MIB, memory.limit // 20)
+        # The account counts library pages, about 100 MiB, which the kernel drops before it kills:
+        # they are the margin, and a second one would only cost slots.
+        limit = memory.limit - MIB
         # Never above the limit itself, although mapped libraries may be charged to another group.
         most = min(most, limit, rss_now + limit - (memory.used or 0))
     return max(rss_now, most)

@@ -114,7 +114,7 @@ def test_auto_takes_no_more_than_all_experts_need() -> None:
 
 
 def test_auto_respects_a_cgroup() -> None:
-    limit = 2 * GIB
+    limit = 7 * GIB // 4
     for used in (0, RSS, GIB // 2, GIB):
         boxed = machine.Memory(64 * GIB, 32 * GIB, limit, used)
         plan = plan_memory(Model(dense_bytes=0), context=100, rss_now=RSS, memory=lambda boxed=boxed: boxed)
