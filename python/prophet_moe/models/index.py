@@ -324,7 +324,7 @@ def _packed_begins(checkpoint: Checkpoint, shape: tuple[int, ...]) -> tuple[tupl
     try:
         noted = json.loads(checkpoint.metadata.get("begins", "null"))
         begins = None if noted is None else tuple(tuple(int(at) % CACHE_LINE for at in row) for row in noted)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         begins = ()
     if begins is not None and [len(row) for row in begins] != [shape[2]] * shape[0]:
         raise CheckpointError(
