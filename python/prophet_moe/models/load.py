@@ -162,11 +162,11 @@ def _load_resident(blueprint: Blueprint, progress: Progress | None, *, as_mapped
         def read(key: str) -> torch.Tensor:
             try:
                 tensor = reader.read(key, as_mapped=as_mapped)
+                if progress is not None:
+                    progress(reader.bytes_read, total)
             except Exception as error:  # the library would go on without this tensor
                 failures.append(error)
                 raise
-            if progress is not None:
-                progress(reader.bytes_read, total)
             return tensor
 
         # The concrete class: the auto class refuses to do without a path.

@@ -153,6 +153,16 @@ def test_a_failed_read_ends_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyP
         prophet_moe.load(tmp_path, slots=5)
 
 
+def test_an_error_in_progress_ends_the_load(tmp_path: Path) -> None:
+    tiny_models.build("qwen3_moe").save_pretrained(tmp_path)
+
+    def impatient(done: int, total: int) -> None:
+        raise TimeoutError(f"{done} of {total}")
+
+    with pytest.raises(TimeoutError):
+        prophet_moe.load(tmp_path, slots=5, progress=impatient)
+
+
 def test_compilation_is_switched_off_and_the_generation_configuration_read(load: Load) -> None:
     model = load("reference-moe", slots=24)
     shipped = transformers.GenerationConfig.from_pretrained(locate("reference-moe"))
