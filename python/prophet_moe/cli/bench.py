@@ -131,6 +131,7 @@ def bench(
     max_tokens: flag.BenchTokens = 32,
     prompt_tokens: flag.PromptTokens = 16,
     systems: flag.Systems = "auto",
+    predictor: flag.Predictor = None,
     stock: flag.Stock = False,
     repeat: flag.Repeat = 1,
     cold: flag.Cold = False,
@@ -169,7 +170,8 @@ def bench(
     def one(name: str, told: Callable[[str], None], title: str) -> RunReport:
         if name == STOCK:
             return stock_run(info, count, prompt, forced)
-        wish = Wish(model, budget, slots, name, exact, pool, count, needed, quiet=True)
+        foresight = predictor if name in ("auto", "prophet") else None
+        wish = Wish(model, budget, slots, name, exact, pool, count, needed, quiet=True, predictor=foresight)
         with Session(wish, info) as session:
             told(title)
             return session.report(session.decode(prompt, max_tokens, forced=forced).whole())

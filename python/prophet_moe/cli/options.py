@@ -34,8 +34,12 @@ System = Annotated[
     _flag(
         "--system",
         metavar="NAME",
-        text="What stays in memory: auto, on-demand, lru, lfu, lfru, expected-next-use.",
+        text="What stays in memory: auto, on-demand, lru, lfu, lfru, expected-next-use, prophet.",
     ),
+]
+Predictor = Annotated[
+    str | None,
+    _flag("--predictor", metavar="FILE", text="A trained predictor: a file, or a name in the package."),
 ]
 Pool = Annotated[
     str, _flag("--pool", metavar="NAME", text="One pool of slots, or one per layer: global, per-layer.")

@@ -36,6 +36,7 @@ def run(
     budget: flag.Budget = "auto",
     slots: flag.Slots = None,
     system: flag.System = "auto",
+    predictor: flag.Predictor = None,
     exact: flag.Exact = False,
     pool: flag.Pool = "global",
     context: flag.Context = None,
@@ -57,7 +58,17 @@ def run(
             f"give at least {needed}."
         )
     wish = Wish(
-        model, budget, slots, system, exact, pool, threads, context or needed, timeline is not None, quiet
+        model,
+        budget,
+        slots,
+        system,
+        exact,
+        pool,
+        threads,
+        context or needed,
+        timeline is not None,
+        quiet,
+        predictor,
     )
     with Session(wish, info, tokenizer) as session:
         if verbose:

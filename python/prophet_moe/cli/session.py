@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prophet_moe import machine
-from prophet_moe.cli.console import bytes_bar, spinner
+from prophet_moe.cli.console import bytes_bar, print_warning, spinner
 from prophet_moe.generate import Recording, decode
 from prophet_moe.models.inspect import ModelInfo, inspect
 from prophet_moe.models.load import SYSTEMS, load
@@ -35,6 +35,7 @@ class Wish:
     context: int | None = None
     timeline: bool = False
     quiet: bool = False
+    predictor: str | None = None
 
 
 def set_threads(threads: int | None) -> int:
@@ -100,6 +101,7 @@ class Session:
                 threads=self.threads,
                 context=wish.context,
                 timeline=wish.timeline,
+                predictor=wish.predictor,
                 progress=progress,
             )
         self.offload = offload_of(self.model)
@@ -129,6 +131,11 @@ class Session:
     def report(self, recording: Recording) -> RunReport:
         """The run report of one recording of this session."""
         offload = self.offload
+        if offload.engine.foresight_failure:
+            print_warning(
+                f"the predictor was switched off ({offload.engine.foresight_failure}); "
+                "the run went on without it."
+            )
         return build_report(
             recording.begun,
             recording.marks,

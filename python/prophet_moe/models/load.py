@@ -17,7 +17,7 @@ from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
 from prophet_moe.models.checkpoint import TensorReader
 from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, MoeLayer, native_rows
-from prophet_moe.models.inspect import Blueprint, make_blueprint
+from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
 from prophet_moe.models.stubs import parameterless
 
@@ -28,6 +28,7 @@ SYSTEMS = {
     "lfu": ("lfu", True),
     "lfru": ("lfru", True),
     "expected-next-use": ("expected-next-use", True),
+    "prophet": ("expected-next-use", True),  # the same, by the forecasts of a trained predictor
 }
 AUTO_SYSTEM = "expected-next-use"
 DEFAULT_CONTEXT = 2048
@@ -62,6 +63,7 @@ def load(
     context: int | None = None,
     io: str = "auto",
     timeline: bool = False,
+    predictor: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Loads a Mixture-of-Experts language model without materialising its experts.
@@ -71,11 +73,14 @@ def load(
         takes what the machine or its cgroup can spare.
     slots: names the arena exactly, in experts, instead of a budget.
     exact: results equal transformers' eager experts bit for bit (slower decode).
-    system: on-demand, lru, lfu, lfru, expected-next-use, or auto.
+    system: on-demand, lru, lfu, lfru, expected-next-use, prophet, or auto (prophet when a predictor is named,
+        else expected-next-use).
     dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
     threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
     pool: "global" lets any slot hold any expert, "per-layer" divides the slots evenly.
     context: tokens the KV cache must hold within the budget; None: at most 2048.
+    predictor: a trained predictor for system prophet: a file, or the name of one in the package; None with
+        system prophet takes the one in the package that was trained for this geometry.
     progress: called with (bytes read, bytes to read) of the resident weights.
 
     Returns the model in eval mode: generate() and the rest of transformers work unchanged. Raises
@@ -85,6 +90,8 @@ def load(
 
     if system != "auto" and system not in SYSTEMS:
         raise InvalidArgument(f"system is auto, {', '.join(SYSTEMS)}, not {system!r}.")
+    if predictor is not None and system not in ("auto", "prophet"):
+        raise InvalidArgument(f"system {system} makes no use of a predictor: leave one of the two out.")
     if backend not in ("auto", "cpu"):
         raise InvalidArgument(f"backend {backend!r} is not in this build: use cpu (or auto).")
     if threads is not None and threads < 1:
@@ -103,8 +110,9 @@ def load(
         raise InvalidArgument(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    name = AUTO_SYSTEM if system == "auto" else system
+    name = system if system != "auto" else "prophet" if predictor is not None else AUTO_SYSTEM
     policy, keep = SYSTEMS[name]
+    foresight = _predictor(predictor, info, plan.slots) if name == "prophet" else None
     engine = Engine(
         files=[str(path) for path in info.files],
         pieces=blueprint.index.table,
@@ -116,6 +124,7 @@ def load(
         io=io,
         threads=threads or 0,
         timeline=timeline,
+        predictor=foresight,
     )
     try:
         loaded, read = _load_resident(blueprint, progress, as_mapped=exact)
@@ -130,6 +139,24 @@ def load(
         engine.close()
         raise
     return loaded
+
+
+def _predictor(named: str | os.PathLike[str] | None, info: ModelInfo, slots: int) -> Any:
+    """The runtime's predictor for this model and cache. Raises InvalidArgument, PredictorError."""
+    from prophet_moe.predict import export, shipped
+
+    if named is not None:
+        path = shipped.find(os.fspath(named))
+    else:
+        found = shipped.matching(info.layers, info.experts_per_layer, info.top_k)
+        if found is None:
+            raise InvalidArgument(
+                f"no predictor in this package was trained for {info.layers} layers of "
+                f"{info.experts_per_layer} experts: name the file of one as predictor, "
+                "or choose another system."
+            )
+        path = found
+    return export.native(path, slots / info.experts_total)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
