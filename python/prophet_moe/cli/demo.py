@@ -74,14 +74,12 @@ def demo(
     if not json:
         from rich.table import Table
 
-        table = Table(
-            "experts in memory", "slots", "tokens as stock", "tok/s", "hit rate", "MiB read/token", "peak MiB"
-        )
+        table = Table("in memory", "slots", "tokens as stock", "tok/s", "hits", "MiB/token", "peak MiB")
         for share, report, verdict in zip(SHARES, reports, verdicts, strict=True):
             per_token = report.bytes.per_token
             table.add_row(
                 share,
-                f"{report.expert_slots} of {report.experts_total}",
+                f"{report.expert_slots}/{report.experts_total}",
                 verdict,
                 number(per_second(report)[1]),
                 number(report.hit_rate, ".1%"),
