@@ -57,7 +57,8 @@ class SimBackendTest : public testing::Test {
     options.overhead = overhead;
     backend_ = std::make_unique<SimBackend>(options);
     backend_->open({"virtual"});
-    memory_ = backend_->fast_memory(std::size_t{1} << 40);  // more than any machine has
+    // More than most machines have, and little enough for the address space under sanitizers.
+    memory_ = backend_->fast_memory(std::size_t{1} << 37);
   }
   Ticket demand(std::uint64_t bytes) { return copy(Lane::demand, bytes); }
   Ticket prefetch(std::uint64_t bytes) { return copy(Lane::prefetch, bytes); }
