@@ -13,7 +13,7 @@ import torch
 from prophet_moe.formats.trace import TraceReader, split_sequences
 
 from . import export
-from .fit import evaluate, fit
+from .fit import evaluate, fit, summary
 from .train import Progress, Recipe
 
 
@@ -30,13 +30,19 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help="JSON: sizes of the network")
     parser.add_argument("--recipe", type=json.loads, default={}, help="JSON: fields of Recipe")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--keep", action="store_true", help="score: write the scores into the predictor file")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     trace = TraceReader(args.first if args.verb == "train" else args.second)
     split = split_sequences(trace, args.test, args.val, args.split_seed)
     if args.verb == "score":
-        print(json.dumps(evaluate(export.load(args.first), trace, split)))
+        made = export.load(args.first)
+        report = evaluate(made, trace, split)
+        print(json.dumps(report))
+        if args.keep:
+            made.scores = summary(report)
+            export.save(made, args.first)
         return
 
     def tell(step: Progress) -> None:

@@ -187,3 +187,14 @@ def evaluate(
         "eviction": eviction(predictor, stream, said, judge, popularity(learn)),
         "ahead": horizons(predictor, stream, said, learn, slots),
     }
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a report that a predictor file carries: eviction, and overall scores per horizon."""
+    ahead = {h: part["all"] for h, part in report["ahead"]["prophet"].items()}
+    return {
+        "tokens": report["tokens"],
+        "sha256": report["sha256"],
+        "eviction": report["eviction"],
+        "ahead": ahead,
+    }

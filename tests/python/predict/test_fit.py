@@ -125,6 +125,12 @@ def test_the_bare_command_trains_and_scores(trace, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["predict", "train", str(trace.path), str(out), *split, *chosen])
     command.main()
     assert load(out).training["split"] == {"test": 2, "val": 2, "seed": 0}
-    monkeypatch.setattr(sys, "argv", ["predict", "score", str(out), str(trace.path), *split])
+    monkeypatch.setattr(sys, "argv", ["predict", "score", str(out), str(trace.path), *split, "--keep"])
+    before = load(out)
     command.main()
-    assert json.loads(capsys.readouterr().out)["eviction"]["slots"] == [0.25, 0.375, 0.5, 0.75]
+    report, after = json.loads(capsys.readouterr().out), load(out)
+    assert report["eviction"]["slots"] == [0.25, 0.375, 0.5, 0.75]
+    assert after.scores["eviction"] == report["eviction"]
+    assert after.scores["ahead"]["1"] == report["ahead"]["prophet"]["1"]["all"]
+    for name, value in before.net.state_dict().items():
+        np.testing.assert_allclose(after.net.state_dict()[name], value, atol=1e-5)
