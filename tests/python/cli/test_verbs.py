@@ -227,7 +227,7 @@ def test_demo_shows_equal_tokens_in_one_table(prophet: Any) -> None:
     assert done.exit_code == 0, done.output
     assert done.stdout.count("yes") == 3
     assert "384/384" in done.stdout
-    assert "96 of 384" in done.stdout
+    assert "96/384" in done.stdout
     assert done.stderr.count("It was a dark and stormy night") == 3
     told = prophet("demo", "-n", "2", "--json", "-q").stdout.splitlines()
     assert [json.loads(line)["expert_slots"] for line in told] == [384, 192, 96]
