@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,10 +93,10 @@ def stream_of(trace: TraceReader, sequences: Sequence[int], hidden: bool = False
     )
 
 
-def averages(stream: Stream, decays: Sequence[float]) -> npt.NDArray[np.float16]:
-    """float16 [n, L, D, E]: decayed averages of "was selected", after each token; they start at K / E."""
+def averages(stream: Stream, decays: Sequence[float], dtype: Any = np.float16) -> npt.NDArray[Any]:
+    """[n, L, D, E]: decayed averages of "was selected", after each token; they start at K / E."""
     n, layers, experts = len(stream), stream.layers, stream.experts_per_layer
-    out = np.empty((n, layers, len(decays), experts), np.float16)
+    out = np.empty((n, layers, len(decays), experts), dtype)
     keep = np.asarray(decays, np.float32)[:, None]
     now = np.full((layers, len(decays), experts), stream.top_k / experts, np.float32)
     chosen = stream.selected()[:, :, None]
@@ -120,16 +121,23 @@ def gaps(stream: Stream) -> npt.NDArray[np.uint16]:
 
 
 class Rows:
-    """A stream made ready for a network: dense gates, averages and gaps, gathered by row number."""
+    """A stream made ready for a network: dense gates, averages and gaps, gathered by row number.
 
-    def __init__(self, stream: Stream, decays: Sequence[float], labels: bool = True) -> None:
+    Kept in float16, which is enough to train on and to score by; `exact` keeps float32.
+    """
+
+    def __init__(
+        self, stream: Stream, decays: Sequence[float], labels: bool = True, exact: bool = False
+    ) -> None:
+        dtype = np.float32 if exact else np.float16
         n, layers, top_k = stream.experts.shape
-        dense = np.zeros((n, layers, stream.experts_per_layer), np.float16)
-        total = np.maximum(stream.gate.sum(2, keepdims=True), 1e-9)
-        np.put_along_axis(dense, stream.experts, (stream.gate / total * top_k).astype(np.float16), 2)
+        dense = np.zeros((n, layers, stream.experts_per_layer), dtype)
+        total = stream.gate.sum(2, keepdims=True)
+        gate = np.where(total > 0, stream.gate * top_k / np.where(total > 0, total, 1), 1)
+        np.put_along_axis(dense, stream.experts, gate.astype(dtype), 2)
         self.gate = torch.from_numpy(dense)
         self.chosen = torch.from_numpy(stream.selected())
-        self.average = torch.from_numpy(averages(stream, decays))
+        self.average = torch.from_numpy(averages(stream, decays, dtype))
         self.logs = torch.empty_like(self.average)
         for a in range(0, n, 4096):
             self.logs[a : a + 4096] = torch.log(self.average[a : a + 4096].float() + FLOOR)

@@ -179,7 +179,7 @@ def evaluate(
     predictor.require(trace.layers, trace.experts_per_layer, trace.top_k)
     stream = stream_of(trace, split.test, hidden)
     learn, judge = stream_of(trace, split.train), stream_of(trace, split.val)
-    rows = Rows(stream, predictor.net.config.decays, labels=False)
+    rows = Rows(stream, predictor.net.config.decays, labels=False, exact=exact)
     said = outputs(predictor.net, rows, exact=exact)
     return {
         "tokens": len(stream),

@@ -12,7 +12,6 @@ import torch
 from .features import Rows
 from .train import Network
 
-Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.floating[Any]]
 
@@ -25,15 +24,16 @@ class Outputs:
     forecast is made (the first f + 1 layers of a token, and the first row).
     """
 
-    use: Halves
-    ahead: Halves
+    use: Reals
+    ahead: Reals
 
 
 def outputs(net: Network, rows: Rows, tokens: int = 64, windows: int = 4, exact: bool = False) -> Outputs:
-    """Runs `net` over every row. `exact` computes in float32 instead of bfloat16 products."""
+    """Runs `net` over every row. `exact` computes and keeps float32 instead of bfloat16 and float16."""
     c, n = net.config, len(rows)
-    use = np.empty((n, c.layers, len(c.heads), c.experts), np.float16)
-    ahead = np.full((c.ahead, n, c.layers, c.experts), -np.inf, np.float16)
+    dtype = np.float32 if exact else np.float16
+    use = np.empty((n, c.layers, len(c.heads), c.experts), dtype)
+    ahead = np.full((c.ahead, n, c.layers, c.experts), -np.inf, dtype)
     tokens = max(1, min(tokens, n - 1))
     firsts = list(range(0, max(1, n - 1), tokens))
     net.eval()

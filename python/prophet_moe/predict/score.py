@@ -62,7 +62,11 @@ def reliability(p: Reals, chosen: Bools) -> list[dict[str, float]]:
     said = np.bincount(at, flat, BINS)
     seen = np.bincount(at, truth, BINS)
     return [
-        {"forecast": said[b] / count[b], "observed": seen[b] / count[b], "count": float(count[b])}
+        {
+            "forecast": float(said[b] / count[b]),
+            "observed": float(seen[b] / count[b]),
+            "count": float(count[b]),
+        }
         for b in range(BINS)
         if count[b]
     ]

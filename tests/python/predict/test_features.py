@@ -36,6 +36,12 @@ def test_rows_normalise_gates_and_read_nothing_before_the_first():
     assert torch.equal(rows.at(rows.chosen, torch.tensor([-1, 0]))[0], torch.zeros(LAYERS, EXPERTS))
 
 
+def test_gates_that_sum_to_nothing_count_one_each():
+    s = stream(3)
+    rows = Rows(Stream(s.experts, s.gate * 0, s.starts, EXPERTS), (0.5,))
+    assert torch.equal(rows.gate.float(), rows.chosen.float())
+
+
 def test_a_stream_refuses_what_is_not_a_routing():
     s = stream(10)
     with pytest.raises(InvalidArgument, match=r"outside 0\.\.7"):
