@@ -41,6 +41,13 @@ enum class DType : std::uint8_t { f32, f16, bf16 };
 
 constexpr std::size_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
 
+// A predictor's word: needed with probability p, `horizon` layers after the layer observed last.
+struct Forecast {
+  ExpertKey key;
+  float p = 0;
+  std::int32_t horizon = 0;
+};
+
 // A wish to have an expert before the router asks. A plan is a whole set of them.
 struct Prefetch {
   ExpertKey key;

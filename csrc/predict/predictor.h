@@ -28,13 +28,6 @@ struct Glimpse {
   const float* hidden = nullptr;  // [hidden_width] what the router read for the last token, or null
 };
 
-// Needed with probability p, `horizon` layers after the observed one.
-struct Forecast {
-  ExpertKey key;
-  float p = 0;
-  std::int32_t horizon = 0;
-};
-
 class Predictor {
  public:
   virtual ~Predictor() = default;
