@@ -63,6 +63,7 @@ class ReplayReport:
     evictions: int
     evicted_before_use: int
     link_busy_fraction: float
+    stalled_ms: float  # waiting for bytes, the whole replay
     total_ms: float
 
     @property
@@ -78,10 +79,12 @@ class ReplayReport:
 class _Piece:
     """Rows to replay at once: one prefill pass, or decoded tokens."""
 
+    sequence: int
     first: int
     last: int
     decode: bool
-    opens: bool  # begins a sequence
+    opens: bool  # begins the sequence
+    closes: bool  # ends it
 
 
 def replay(
@@ -98,13 +101,15 @@ def replay(
     predictor: BankPredictor | None = None,
     sequences: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> ReplayReport:
     """Replays all sequences of the trace, or the named ones in that order.
 
     slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after
     its use; policy: one of prophet_ext.eviction_policies(), or "belady", which knows the future of the
-    trace. progress is told how many tokens have been served since the last time. Raises InvalidArgument:
-    slots, policy, pool or a machine that cannot be, sequences that do not exist, ids out of range.
+    trace. progress is told how many tokens have been served since the last time; watch, at the end of each
+    sequence, its number and what prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots,
+    policy, pool or a machine that cannot be, sequences that do not exist, ids out of range.
     """
     if bad := [s for s in sequences or () if not 0 <= s < trace.sequences]:
         raise InvalidArgument(f"{trace.path} has sequences 0 to {trace.sequences - 1}, not {bad[0]}.")
@@ -145,17 +150,20 @@ def replay(
         (core.decode if piece.decode else core.prefill)(part.experts, gates, following)
         if progress is not None:
             progress(piece.last - piece.first)
+        if watch is not None and piece.closes:
+            watch(piece.sequence, core.result())
     return _report(core.result(), machine, policy, pool, slots, cold)
 
 
 def _pieces(trace: TraceReader, order: Sequence[int], backward: bool = False) -> Iterator[_Piece]:
     for sequence in reversed(order) if backward else order:
-        pieces = _pieces_of(trace, trace.rows(sequence))
+        pieces = _pieces_of(trace, sequence)
         yield from reversed(pieces) if backward else pieces
 
 
-def _pieces_of(trace: TraceReader, rows: slice) -> list[_Piece]:
+def _pieces_of(trace: TraceReader, sequence: int) -> list[_Piece]:
     """Prompt tokens in passes of PREFILL, then decoded ones; a prompt may follow decoded tokens (chat)."""
+    rows = trace.rows(sequence)
     turns = [rows.start, rows.stop]
     decode = np.ones(1, bool)
     if trace.has("phase"):
@@ -167,7 +175,8 @@ def _pieces_of(trace: TraceReader, rows: slice) -> list[_Piece]:
     for first, last, decoded in zip(turns, turns[1:], decode.tolist(), strict=False):
         step = PIECE if decoded else PREFILL
         for at in range(first, last, step):
-            pieces.append(_Piece(at, min(at + step, last), decoded, at == rows.start))
+            end = min(at + step, last)
+            pieces.append(_Piece(sequence, at, end, decoded, at == rows.start, end == rows.stop))
     return pieces
 
 
@@ -223,6 +232,7 @@ def _report(
         evictions=c["evictions"],
         evicted_before_use=c["evicted_before_use"],
         link_busy_fraction=c["busy_ns"] / c["now_ns"] if c["now_ns"] else 0.0,
+        stalled_ms=c["stall_ns"] / 1e6,
         total_ms=c["now_ns"] / 1e6,
     )
 

@@ -166,6 +166,17 @@ def test_reports_add_up(write_trace: MakeTrace) -> None:
     assert report.to_dict()["miss_rate"] == report.miss_rate
 
 
+def test_each_sequence_is_watched(write_trace: MakeTrace) -> None:
+    trace = write_trace([40, 3, 25], prompts=2)
+    seen: list[tuple[int, int]] = []
+    order = [2, 0, 1]
+    report = run(
+        trace, "lru", 40, sequences=order, watch=lambda at, so_far: seen.append((at, so_far["tokens"]))
+    )
+    assert seen == [(2, 23), (0, 61), (1, 62)]
+    assert report.stalled_ms >= report.tokens * report.stall_ms.mean > 0
+
+
 def test_a_machine_of_a_ratio_is_what_it_says(write_trace: MakeTrace) -> None:
     trace = write_trace([30])
     resident = run(trace, "lru", trace.layers * trace.experts_per_layer, sequences=[0] * 20)
