@@ -256,6 +256,25 @@ class NextUse:
     def prepend(self, routes: NDArray[np.integer[Any]], batch: int = 1) -> NDArray[np.int64]:
         """For the chunk before those handed in so far, decoded in passes of `batch` tokens."""
 
+class StackDistances:
+    """Misses of LRU and of the clairvoyant at every number of slots in one pass (csrc/sim/stack_distance.h).
+
+    Counts are uint64, indexed by slots from 0. Raises InvalidArgument for a geometry or chunk that cannot be."""
+
+    def __init__(self, *, layers: int, experts_per_layer: int, top_k: int) -> None: ...
+    def decode(self, routes: NDArray[np.integer[Any]], next_use: NDArray[np.int64]) -> None:
+        """Tokens decoded one by one: routes [tokens, layers, top_k], next_use as NextUse.prepend gave it for
+        them. Releases the GIL."""
+    @property
+    def accesses(self) -> int: ...
+    def lru(self) -> NDArray[np.uint64]:
+        """[layers * experts_per_layer + 1], one pool for all layers."""
+    def clairvoyant(self) -> NDArray[np.uint64]:
+        """The same; no policy misses less."""
+    def lru_per_layer(self) -> NDArray[np.uint64]:
+        """[layers, experts_per_layer + 1], a pool for each layer."""
+    def clairvoyant_per_layer(self) -> NDArray[np.uint64]: ...
+
 def kernel_isa() -> str: ...
 def kernel_isas() -> list[str]: ...
 def set_kernel_isa(isa: str) -> None: ...

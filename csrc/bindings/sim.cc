@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "bindings/counters.h"
@@ -11,6 +12,7 @@
 #include "core/error.h"
 #include "sim/next_use.h"
 #include "sim/replay.h"
+#include "sim/stack_distance.h"
 
 namespace py = pybind11;
 
@@ -76,6 +78,19 @@ py::dict to_dict(const ReplayResult& result) {
   return out;
 }
 
+using Counts = py::array_t<std::uint64_t>;
+
+Counts to_array(const std::vector<std::uint64_t>& counts) {
+  return Counts(static_cast<py::ssize_t>(counts.size()), counts.data());
+}
+
+Counts to_array(const std::vector<std::vector<std::uint64_t>>& rows) {
+  Counts out({std::ssize(rows), std::ssize(rows.front())});
+  std::uint64_t* to = out.mutable_data();
+  for (const auto& row : rows) to = std::copy(row.begin(), row.end(), to);
+  return out;
+}
+
 std::unique_ptr<Replay> make_replay(std::int32_t layers, std::int32_t experts_per_layer,
                                     std::int32_t top_k, std::int32_t slots,
                                     std::uint64_t expert_bytes, const std::string& policy,
@@ -83,7 +98,8 @@ std::unique_ptr<Replay> make_replay(std::int32_t layers, std::int32_t experts_pe
                                     Nanos latency_ns, Nanos overhead_ns, std::uint64_t chunk_bytes,
                                     int prefetch_chunks, Nanos pass_ns, Nanos layer_ns,
                                     Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns,
-                                    const std::shared_ptr<PyPredictor>& predictor) {
+                                    const std::shared_ptr<PyPredictor>& predictor,
+                                    const std::optional<py::dict>& prefetch) {
   ReplayOptions options;
   options.geometry = {layers, experts_per_layer, top_k};
   options.expert_bytes = expert_bytes;
@@ -97,6 +113,7 @@ std::unique_ptr<Replay> make_replay(std::int32_t layers, std::int32_t experts_pe
   options.engine.keep = keep;
   options.engine.mover.chunk_bytes = chunk_bytes;
   options.engine.mover.prefetch_chunks = prefetch_chunks;
+  if (prefetch) options.engine.prefetch = rule_from(*prefetch);
   if (predictor) {
     require_same(options.geometry, predictor->config().geometry);
     options.predictor = [predictor] { return predictor->make(); };
@@ -114,7 +131,7 @@ void register_sim(py::module_& m) {
            py::arg("latency_ns") = 0, py::arg("overhead_ns") = 0, py::arg("chunk_bytes") = 1 << 20,
            py::arg("prefetch_chunks") = 2, py::arg("pass_ns") = 0, py::arg("layer_ns") = 0,
            py::arg("layer_token_ns") = 0, py::arg("expert_ns") = 0, py::arg("expert_token_ns") = 0,
-           py::arg("predictor") = nullptr)
+           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none())
       .def(
           "decode",
           [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,
@@ -163,6 +180,28 @@ void register_sim(py::module_& m) {
             return Next(static_cast<py::ssize_t>(out.size()), out.data());
           },
           py::arg("routes"), py::arg("batch") = 1);
+
+  py::class_<StackDistances>(m, "StackDistances")
+      .def(py::init([](std::int32_t layers, std::int32_t experts_per_layer, std::int32_t top_k) {
+             return std::make_unique<StackDistances>(Geometry{layers, experts_per_layer, top_k});
+           }),
+           py::kw_only(), py::arg("layers"), py::arg("experts_per_layer"), py::arg("top_k"))
+      .def(
+          "decode",
+          [](StackDistances& self, const Routes& routes, const Next& next) {
+            const std::span<const std::int32_t> ids = span_of(routes);
+            const std::span<const std::int64_t> uses = span_of(next);
+            py::gil_scoped_release free;
+            self.decode(ids, uses);
+          },
+          py::arg("routes"), py::arg("next_use"))
+      .def_property_readonly("accesses", &StackDistances::accesses)
+      .def("lru", [](const StackDistances& self) { return to_array(self.lru()); })
+      .def("clairvoyant", [](const StackDistances& self) { return to_array(self.clairvoyant()); })
+      .def("lru_per_layer",
+           [](const StackDistances& self) { return to_array(self.lru_per_layer()); })
+      .def("clairvoyant_per_layer",
+           [](const StackDistances& self) { return to_array(self.clairvoyant_per_layer()); });
 }
 
 }  // namespace prophet
