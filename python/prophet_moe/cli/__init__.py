@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prophet_moe.cli import bench, chat, demo, doctor, pack, plan, run
+from prophet_moe.cli import bench, chat, demo, doctor, pack, plan, run, trace
 
 USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
@@ -55,6 +55,9 @@ for _group, _verb, _help, _short in (
     (STUDY, bench.bench, bench.HELP, "Measure systems against each other and stock."),
 ):
     app.command(help=_help, short_help=_short, rich_help_panel=_group)(_verb)
+app.add_typer(
+    trace.app, name="trace", short_help="Record what the routers choose.", rich_help_panel=STUDY
+)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ def _flag(*names: str, text: str, **more: Any) -> Any:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or reference-moe.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")]
+Trace = Annotated[Path, typer.Argument(metavar="TRACE", help="A routing trace.")]
 
 # What to keep in memory.
 Budget = Annotated[

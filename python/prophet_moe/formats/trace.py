@@ -17,7 +17,7 @@ prefill before decode; N may be any size, since arrays are mapped and read where
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,17 @@ class TraceReader:
     def has(self, name: str) -> bool:
         """Whether the optional array `name` (as the module's head spells it) was recorded."""
         return self._name_in_file(name) in self._file.tensors
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """All that the header says in words."""
+        return self._file.metadata
+
+    @property
+    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """(type, shape) of each array there is, by the name that the module's head gives it."""
+        found = {name: self._file.tensors.get(self._name_in_file(name)) for name in _ALLOWED}
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in found.items() if tensor is not None}
 
     def _require(self) -> None:
         tensors, metadata = self._file.tensors, self._file.metadata

@@ -9,6 +9,7 @@ whole trace is there, or nothing. What was interrupted goes on from its last com
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -26,7 +27,8 @@ class TraceWriter:
     """One trace in the making; a context manager that closes on success and keeps the parts on failure.
 
     hidden: width H of gate_input; 0 records none. gate_probs are kept as float16, gate_input as
-    `hidden_dtype` (F16 or F32). Raises TraceError: a geometry that cannot be, the trace or its parts exist
+    `hidden_dtype` (F16 or F32). about: further metadata, text by name; part of the settings that a
+    resumed recording must repeat. Raises TraceError: a geometry that cannot be, the trace or its parts exist
     already, a resumed recording with other settings, rows that do not fit. A full disk raises OSError
     and leaves the parts.
     """
@@ -44,6 +46,7 @@ class TraceWriter:
         phase: bool = True,
         hidden: int = 0,
         hidden_dtype: str = "F16",
+        about: Mapping[str, str] | None = None,
         resume: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -69,6 +72,7 @@ class TraceWriter:
         if hidden == 0:
             del self._arrays["gate_input"]
         self._metadata = {
+            **(about or {}),
             "format": FORMAT,
             "version": VERSION,
             "model": model,
@@ -84,20 +88,31 @@ class TraceWriter:
 
     # the folder of parts
 
+    @staticmethod
+    def parts_of(path: Path) -> Path:
+        """The folder that holds the parts of `path` until it is whole."""
+        return path.with_name(path.name + ".partial")
+
+    @staticmethod
+    def require_free(path: Path, *, resume: bool) -> None:
+        """Raises TraceError when a trace of that name, or, without `resume`, its parts are there."""
+        if path.exists():
+            raise TraceError(f"{path} exists already: choose another name or remove it.")
+        parts = TraceWriter.parts_of(path)
+        if parts.exists() and not resume:
+            raise TraceError(
+                f"{parts} holds an interrupted recording: resume it, or remove it to begin anew."
+            )
+
     @property
     def _partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        return self.parts_of(self.path)
 
     def _begin(self, resume: bool) -> None:
-        if self.path.exists():
-            raise TraceError(f"{self.path} exists already: choose another name or remove it.")
+        self.require_free(self.path, resume=resume)
         journal = self._partial / "journal.json"
-        if resume and journal.is_file():
+        if journal.is_file():
             self._read_journal(journal)
-        elif self._partial.exists() and not resume:
-            raise TraceError(
-                f"{self._partial} holds an interrupted recording: resume it, or remove it to begin anew."
-            )
         self._partial.mkdir(parents=True, exist_ok=True)
         for name in self._arrays:
             part = self._partial / name
@@ -123,9 +138,17 @@ class TraceWriter:
             raise TraceError(f"{journal} is damaged: remove {self._partial} and begin anew.") from error
         if settings != self._settings():
             raise TraceError(
-                f"{self._partial} was begun with other settings: use the same ones, or remove it."
+                f"{self._partial} was begun with other settings ({self._differing(settings)}): use the same "
+                "ones, or remove it."
             )
         self._starts, self._notes, self._row = starts, notes, starts[-1]
+
+    def _differing(self, settings: Any) -> str:
+        mine = self._settings()
+        if not isinstance(settings, dict) or settings.get("arrays") != mine["arrays"]:
+            return "other arrays"
+        theirs, ours = settings.get("metadata") or {}, mine["metadata"]
+        return ", ".join(sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n)))
 
     def _write_journal(self) -> None:
         for file in self._files.values():
@@ -235,6 +258,11 @@ class TraceWriter:
         for file in self._files.values():
             file.close()
         self._files = {}
+
+    def discard(self) -> None:
+        """Stops recording and removes the parts."""
+        self.keep_parts()
+        shutil.rmtree(self._partial, ignore_errors=True)
 
     def __enter__(self) -> "TraceWriter":
         return self

@@ -1,0 +1,127 @@
+"""Listens to the routers of a running model, Prophet's or stock, without a line in its forward path.
+
+Every experts module is called with what the router decided: a forward pre-hook reads the arguments
+as they pass. The tensor that the router itself read is taken from the module beside the experts that
+is named `gate` or `router`; in nearly all families it is also the experts' input, in Gemma 4 it is
+not, and a trace holds what the router read. Without hooks nothing of this exists.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prophet_moe.errors import UnsupportedModelError
+from prophet_moe.models.families import require_experts
+
+ROUTER_NAMES = ("gate", "router")
+WIDEST_F16 = 65504.0
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the routers said about the n tokens of one forward pass."""
+
+    experts: NDArray[np.int64]  # [n, L, K]
+    gate_probs: NDArray[np.float32]  # [n, L, K]
+    gate_input: NDArray[Any] | None  # [n, L, H], float16 or float32
+
+
+@contextmanager
+def listening(model: Any, told: Callable[[Routed], None], hidden: str = "") -> Iterator[None]:
+    """Calls `told` after the last MoE layer of every forward pass of `model`, while the context lasts.
+
+    hidden: "F16" or "F32" copies each router's input too. Inputs are of one sequence. Raises
+    UnsupportedModelError: no experts, no router to be found, layers that run in another order than they
+    stand in, choose different numbers of experts, or read other widths; what `told` raises passes through.
+    """
+    ears = _Ears(model, told, hidden)
+    try:
+        yield
+    finally:
+        ears.remove()
+
+
+class _Ears:
+    def __init__(self, model: Any, told: Callable[[Routed], None], hidden: str) -> None:
+        self._told, self._hidden, self._family = told, hidden, model.config.model_type
+        experts = require_experts(model)
+        self._layers = len(experts)
+        self._inputs: list[torch.Tensor] = []
+        self._ids: list[torch.Tensor] = []
+        self._weights: list[torch.Tensor] = []
+        self._handles: list[Any] = []
+        try:
+            for number, (name, module) in enumerate(experts.items()):
+                self._listen(module, self._experts, number)
+                if hidden:
+                    self._listen(self._router_beside(model, name), self._router, number)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _listen(self, module: Any, heard: Callable[..., None], number: int) -> None:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            heard(number, *args, *kwargs.values())
+
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _router_beside(self, model: Any, experts: str) -> Any:
+        block = model.get_submodule(experts.rpartition(".")[0])
+        for name, module in block.named_children():
+            if name in ROUTER_NAMES:
+                return module
+        raise UnsupportedModelError(
+            f"{self._family} has no module named {' or '.join(ROUTER_NAMES)} beside {experts}: what its "
+            "router reads cannot be recorded. Record without hidden states."
+        )
+
+    # A router speaks before its experts, layer after layer.
+
+    def _router(self, number: int, read: torch.Tensor, *_: Any) -> None:
+        if number == 0:
+            self._inputs.clear()
+        read = read.detach().reshape(-1, read.shape[-1]).to("cpu", torch.float32)
+        if self._hidden == "F16":
+            if read.abs().max() > WIDEST_F16:
+                raise UnsupportedModelError(
+                    f"the router of MoE layer {number} reads {float(read.abs().max()):g}, beyond float16: "
+                    "record with --hidden-dtype f32."
+                )
+            read = read.to(torch.float16)
+        self._inputs.append(read)
+
+    def _experts(
+        self, number: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *_: Any
+    ) -> None:
+        if number == 0:  # an interrupted pass may have left a part
+            self._ids.clear()
+            self._weights.clear()
+        # Copies: the caller may write into its tensors later.
+        self._ids.append(ids.detach().to("cpu", torch.int64, copy=True))
+        self._weights.append(weights.detach().to("cpu", torch.float32, copy=True))
+        if len(self._ids) != number + 1 or (self._hidden and len(self._inputs) != number + 1):
+            raise UnsupportedModelError(
+                f"{self._family}: MoE layer {number} ran out of turn; models whose layers run twice or in "
+                "another order cannot be recorded."
+            )
+        if number + 1 == self._layers:
+            self._tell()
+
+    def _tell(self) -> None:
+        for what, parts in (
+            ("choose different numbers of experts", self._ids),
+            ("read different widths", self._inputs),
+        ):
+            if len({tuple(part.shape) for part in parts}) > 1:
+                raise UnsupportedModelError(f"{self._family}: its routers {what}, which a trace cannot hold.")
+        inputs = torch.stack(self._inputs, 1).numpy() if self._hidden else None
+        self._told(Routed(torch.stack(self._ids, 1).numpy(), torch.stack(self._weights, 1).numpy(), inputs))
