@@ -122,7 +122,7 @@ struct Cache::Impl {
   Pool& pool(std::int32_t layer) { return pools[scope == PoolScope::global ? 0 : layer]; }
 
   // The slot for `key`: a free one, or the victim's, which leaves.
-  std::optional<Placement> make_room(ExpertKey key) {
+  std::optional<Placement> make_room(ExpertKey key, const Prefetch* wish) {
     std::vector<std::int32_t>& free = pool(key.layer).free;
     if (!free.empty()) {
       const std::int32_t slot = free.back();
@@ -137,6 +137,7 @@ struct Cache::Impl {
                        ", which may not be evicted for " + expert_name(key) +
                        "; a victim must satisfy CacheView::evictable");
     }
+    if (wish && !policy->yields(*victim, *wish)) return std::nullopt;
     Entry& gone = entries[geometry.index(*victim)];
     const std::int32_t slot = gone.slot;
     gone = {};
@@ -179,12 +180,12 @@ std::int32_t Cache::pool_slots(std::int32_t layer) const {
 
 std::int32_t Cache::resident_count() const { return impl_->resident; }
 
-std::optional<Cache::Placement> Cache::admit(ExpertKey key) {
+std::optional<Cache::Placement> Cache::admit(ExpertKey key, const Prefetch* wish) {
   Impl::Entry& entry = impl_->entry(key);
   if (entry.state != Residency::absent) {
     refuse(key, entry.state, "admit", "only an absent expert can be admitted");
   }
-  const std::optional<Placement> placement = impl_->make_room(key);
+  const std::optional<Placement> placement = impl_->make_room(key, wish);
   if (!placement) return std::nullopt;
   entry.slot = placement->slot;
   entry.state = Residency::queued;

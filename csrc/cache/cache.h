@@ -54,9 +54,10 @@ class Cache {
   std::int32_t resident_count() const;                // resident or leased
 
   // absent → queued: reserves a slot, evicting if none is free. Nothing when every slot of the
-  // pool is leased, queued or loading, or the policy refuses (see EvictionPolicy::victim). A policy
-  // that names an expert which may not go is a StateError.
-  std::optional<Placement> admit(ExpertKey key);
+  // pool is leased, queued or loading, or the policy refuses (see EvictionPolicy::victim and, for a
+  // wish, EvictionPolicy::yields). A policy that names an expert which may not go is a StateError.
+  std::optional<Placement> admit(ExpertKey key) { return admit(key, nullptr); }
+  std::optional<Placement> admit_wish(const Prefetch& wish) { return admit(wish.key, &wish); }
   void loading(ExpertKey key);  // queued → loading
   void landed(ExpertKey key);   // loading → resident
   void abandon(ExpertKey key);  // queued or loading → absent (cancelled or failed)
@@ -70,6 +71,8 @@ class Cache {
   EvictionPolicy& policy();
 
  private:
+  std::optional<Placement> admit(ExpertKey key, const Prefetch* wish);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -27,7 +27,13 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
       pool_(std::max(1, options_.threads)),
       scratch_(std::make_unique<Scratch>(store_->geometry())) {
   if (predictor) {
-    foresight_ = std::make_unique<Foresight>(std::move(predictor), geometry(), options_.background);
+    const bool ahead = options_.prefetch.last > 0;
+    foresight_ =
+        std::make_unique<Foresight>(std::move(predictor), geometry(), options_.background, ahead);
+    if (ahead) {
+      const double chunk = double(options_.mover.chunk_bytes) / double(store_->slot_bytes());
+      planner_ = std::make_unique<Planner>(geometry(), options_.prefetch, chunk);
+    }
   }
   if (options_.background) prefetcher_ = std::thread([this] { prefetch_thread(); });
 }
@@ -75,6 +81,48 @@ void Engine::begin_step(std::int32_t layer) {
   }
   if (foresight_) foresight_->settle(cache_.policy());
   cache_.tick(layer);
+  ++ticks_;
+  if (!planner_) return;
+  planner_->tick();
+  replan_ = true;
+  if (layer == 0) measure_pace();
+}
+
+// Times per expert and per layer step since the last token, averaged over some tokens.
+void Engine::measure_pace() {
+  const LaneStats demand = backend_->stats(Lane::demand), early = backend_->stats(Lane::prefetch);
+  const Mark now{ticks_, demand.bytes + early.bytes, backend_->now(), backend_->busy(),
+                 demand.busy};
+  const double steps = double(now.ticks - mark_.ticks), bytes = double(now.bytes - mark_.bytes);
+  if (steps > 0) {
+    const auto blend = [](double& average, double value) {
+      average = average == 0 ? value : 0.8 * average + 0.2 * value;
+    };
+    blend(pace_.step, double(now.now - mark_.now) / steps);
+    blend(pace_.idle, double((now.now - mark_.now) - (now.demand - mark_.demand)) / steps);
+    if (bytes > 0) {
+      blend(pace_.expert, double(now.busy - mark_.busy) / bytes * double(store_->slot_bytes()));
+    }
+  }
+  mark_ = now;
+}
+
+void Engine::plan_wishes() {
+  if (!planner_) return;
+  if (foresight_->take(words_)) {
+    for (const Foresight::Word& word : words_) planner_->heard(word.tick, word.forecasts);
+    replan_ = true;
+  }
+  if (!replan_) return;
+  replan_ = false;
+  planner_->plan(cache_, pace_, wanted_);
+  mover_.want(wanted_);
+  if (!wanted_.empty()) wake_.notify_one();
+}
+
+void Engine::start_wishes() {
+  plan_wishes();
+  mover_.start_wishes();
 }
 
 void Engine::observe(Glimpse glimpse, std::size_t hidden_width) {
@@ -83,7 +131,13 @@ void Engine::observe(Glimpse glimpse, std::size_t hidden_width) {
   }
   if (!foresight_) return;
   if (hidden_width != foresight_->hidden_width()) glimpse.hidden = nullptr;
-  foresight_->post(glimpse);
+  std::int64_t tick = 0;
+  if (planner_) {
+    Lock lock(mutex_);
+    tick = ticks_;
+    planner_->asked(glimpse.layer, {glimpse.experts, std::size_t(glimpse.tokens) * glimpse.top_k});
+  }
+  foresight_->post(glimpse, tick);
 }
 
 std::string Engine::foresight_failure() const {
@@ -166,7 +220,7 @@ void Engine::lease_locked(Lock& lock, std::int32_t layer, std::span<const std::i
   live_.push_back(&lease);
   try {
     admit(lock, lease);
-    mover_.start_wishes();  // after the demands: a wish takes no slot they need
+    start_wishes();  // after the demands: a wish takes no slot they need
   } catch (...) {
     release_locked(lease);
     throw;
@@ -175,6 +229,7 @@ void Engine::lease_locked(Lock& lock, std::int32_t layer, std::span<const std::i
 
 void Engine::admit(Lock& lock, Lease& lease) {
   const Nanos now = backend_->now();
+  bool absent = false;
   // First what is here, so that nothing of this lease becomes the victim of the rest of it.
   for (Lease::Entry& entry : lease.entries) {
     const Residency state = cache_.state(entry.key);
@@ -183,15 +238,18 @@ void Engine::admit(Lock& lock, Lease& lease) {
       record(EventKind::hit, now, now, entry.key, bytes);
       cache_.lease(entry.key);
       cache_.used(entry.key);
-      mover_.used(entry.key);
+      if (mover_.used(entry.key) && planner_) planner_->paid();
       entry.slot = cache_.slot(entry.key);
       entry.status = Lease::Status::held;
       entry.hit = true;
     } else {
       entry.coming = state != Residency::absent;
+      absent = absent || !entry.coming;
+      if (planner_ && mover_.displaced(entry.key)) planner_->regretted();
       record(entry.coming ? EventKind::in_flight : EventKind::miss, now, now, entry.key, bytes);
     }
   }
+  if (absent && planner_ && mover_.prefetch_on_link()) planner_->delayed();
   for (Lease::Entry& entry : lease.entries) {
     if (entry.hit) continue;
     // Waiting for a slot lets time pass: what was on its way may have landed or failed meanwhile.
@@ -212,7 +270,7 @@ void Engine::wait_for_change(Lock& lock, Lease& lease) {
   lock.lock();
   record(EventKind::stall, begin, backend_->now(), {lease.entries.front().key.layer, -1});
   collect();
-  mover_.start_wishes();
+  start_wishes();
 }
 
 std::int32_t Engine::wait(Lease& lease, std::int32_t expert) {
@@ -263,7 +321,10 @@ void Engine::release_locked(Lease& lease) {
     cache_.release(entry.key);
     if (!options_.keep && cache_.state(entry.key) == Residency::resident) cache_.drop(entry.key);
   }
-  if (mover_.prefetching()) wake_.notify_all();  // a slot may have become free for a wish
+  plan_wishes();
+  if (!mover_.prefetching()) return;
+  mover_.start_wishes();  // a slot may have become free for a wish
+  wake_.notify_all();
 }
 
 void Engine::want(std::span<const Prefetch> wanted) {
@@ -281,6 +342,7 @@ void Engine::want(std::span<const Prefetch> wanted) {
 bool Engine::progress() {
   Lock lock(mutex_);
   open_or_throw();
+  plan_wishes();
   if (!mover_.prefetching()) return false;
   collect();
   mover_.start_wishes();
@@ -297,7 +359,7 @@ void Engine::prefetch_thread() {
   std::vector<Ticket> tickets;
   while (!closed_) {
     collect();
-    mover_.start_wishes();
+    start_wishes();
     tickets.clear();
     mover_.prefetch_tickets(tickets);
     if (tickets.empty()) {  // nothing moves, or no slot is free for what is wished
@@ -341,6 +403,7 @@ Counters Engine::counters() const {
     c.foresight_steps = foresight_->observations();
     c.foresight_ns = foresight_->time();
   }
+  if (planner_) c.prefetch_held_steps = planner_->steps_held();
   return c;
 }
 

@@ -25,6 +25,7 @@
 #include "device/backend.h"
 #include "engine/foresight.h"
 #include "engine/lease.h"
+#include "engine/planner.h"
 #include "kernels/expert_ffn.h"
 #include "kernels/worker_pool.h"
 #include "store/weight_store.h"
@@ -40,6 +41,7 @@ struct EngineOptions {
   bool keep = true;  // false: every expert is dropped after its use (the on-demand floor)
   int threads = 1;   // compute threads, the caller's included
   MoverOptions mover;
+  PrefetchRule prefetch;  // what to bring early, by the predictor's word; last = 0: nothing
   std::size_t timeline_events = 0;
   bool background = true;  // threads for prefetches and the predictor; off where time is virtual
 };
@@ -77,6 +79,8 @@ struct Counters {
   std::uint64_t evictions, evicted_before_use, layer_steps, waves, reads, reads_failed;
   std::uint64_t expert_bytes_routed;  // bytes of all experts asked for, wherever they were
   std::uint64_t foresight_steps;      // layer steps that the predictor saw
+  std::uint64_t prefetch_held_steps;  // layer steps in which prefetching was held back: it cost
+                                      // more than it saved
   Nanos stall_ns, compute_ns, busy_ns, now_ns, foresight_ns;
 };
 
@@ -148,6 +152,9 @@ class Engine {
   void open_or_throw() const;
   void begin_step(std::int32_t layer);
   void collect();  // tells the live leases what has ended
+  void start_wishes();
+  void plan_wishes();  // when there is news
+  void measure_pace();
   void admit(Lock& lock, Lease& lease);
   void demand(Lock& lock, ExpertKey key);
   void lease_locked(Lock& lock, std::int32_t layer, std::span<const std::int32_t> experts,
@@ -172,16 +179,29 @@ class Engine {
   Mover mover_;
   WorkerPool pool_;
   std::unique_ptr<Foresight> foresight_;  // null without a predictor
+  std::unique_ptr<Planner> planner_;      // null where nothing is brought early
   FfnLayout ffn_;
   bool has_ffn_ = false;
 
   mutable std::mutex mutex_;  // guards everything below and the rooms above
   std::mutex step_mutex_;     // one forward at a time: it owns the worker pool and the scratch
   bool closed_ = false;
+  std::int64_t ticks_ = 0;    // layer steps
   std::vector<Lease*> live_;  // leases with experts on their way
   std::vector<Mover::Ending> ended_;
   std::condition_variable wake_;  // the prefetch thread: there is something to move, or close
   std::thread prefetcher_;
+
+  // For the planner.
+  bool replan_ = false;  // the router has spoken since the last plan
+  Planner::Pace pace_;
+  struct Mark {
+    std::int64_t ticks = 0;
+    std::uint64_t bytes = 0;
+    Nanos now = 0, busy = 0, demand = 0;
+  } mark_;  // where the pace was last measured
+  std::vector<Foresight::Word> words_;
+  std::vector<Prefetch> wanted_;
 
   // Scratch of forward, kept so that the hot path allocates nothing.
   struct Scratch;

@@ -18,9 +18,11 @@ Nanos thread_time() {
 
 }  // namespace
 
-Foresight::Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded)
+Foresight::Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
+                     bool ahead)
     : predictor_(std::move(predictor)),
       geometry_(geometry),
+      ahead_(ahead),
       gaps_(std::size_t(geometry.total()), 1.0f) {
   if (threaded) worker_ = std::thread([this] { work(); });
 }
@@ -34,7 +36,7 @@ Foresight::~Foresight() {
   if (worker_.joinable()) worker_.join();
 }
 
-void Foresight::post(const Glimpse& glimpse) {
+void Foresight::post(const Glimpse& glimpse, std::int64_t tick) {
   Lock lock(mutex_);
   if (!failure_.empty()) return;
   const std::size_t most = 2 * std::size_t(geometry_.layers);
@@ -45,6 +47,7 @@ void Foresight::post(const Glimpse& glimpse) {
     spare_.pop_back();
   }
   const std::size_t pairs = std::size_t(glimpse.tokens) * glimpse.top_k;
+  seen.tick = tick;
   seen.layer = glimpse.layer;
   seen.tokens = glimpse.tokens;
   seen.top_k = glimpse.top_k;
@@ -87,6 +90,7 @@ void Foresight::observe(const Seen& seen) {
   const Nanos begin = thread_time();
   std::string failure;
   bool told = false;
+  Word word{seen.tick, {}};
   // Only this thread writes the gaps of this layer, and `settle` reads them when it is idle.
   const std::span<float> gaps(gaps_.data() + std::size_t(seen.layer) * geometry_.experts_per_layer,
                               std::size_t(geometry_.experts_per_layer));
@@ -98,6 +102,7 @@ void Foresight::observe(const Seen& seen) {
     if (told && !std::all_of(gaps.begin(), gaps.end(), [](float gap) { return gap >= 1.0f; })) {
       failure = "the predictor gave a gap that is below one turn or no number";
     }
+    if (ahead_) predictor_->forecast(seen.layer, word.forecasts);
   } catch (const std::exception& error) {
     failure = error.what();
   }
@@ -109,9 +114,21 @@ void Foresight::observe(const Seen& seen) {
     failure_ = failure;
     queue_.clear();
     fresh_.clear();
-  } else if (told) {
-    fresh_.push_back(seen.layer);
+    return;
   }
+  if (told) fresh_.push_back(seen.layer);
+  if (word.forecasts.empty()) return;
+  words_.push_back(std::move(word));
+  news_.store(true, std::memory_order_release);
+}
+
+bool Foresight::take(std::vector<Word>& words) {
+  words.clear();
+  if (!news_.load(std::memory_order_acquire)) return false;
+  Lock lock(mutex_);
+  words.swap(words_);
+  news_.store(false, std::memory_order_release);
+  return true;
 }
 
 void Foresight::settle(EvictionPolicy& policy) {

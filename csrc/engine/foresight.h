@@ -3,11 +3,13 @@
 // `post` hands over what the router said and returns; a worker of low priority feeds the
 // predictor. `settle` opens the next layer step: it waits for the worker, which has had the time
 // between two experts calls for its microseconds, and tells the policy. Since every glimpse is
-// known before a victim is chosen, decisions do not depend on how fast the worker was.
+// known before a victim is chosen, decisions do not depend on how fast the worker was. Forecasts
+// of coming layers are handed out as soon as they are there (`take`), to whoever plans prefetches.
 //
 // A predictor that throws is switched off, and the reason kept: generation goes on without it.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -25,13 +27,25 @@ namespace prophet {
 
 class Foresight {
  public:
-  // `threaded` false: `post` does the work itself (virtual time, or one core).
-  Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded);
+  // `threaded` false: `post` does the work itself (virtual time, or one core). `ahead`: forecasts
+  // of coming layers are wanted.
+  Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
+            bool ahead = false);
   ~Foresight();
   Foresight(const Foresight&) = delete;
 
-  // Copies the glimpse. Waits only when more than two tokens' worth of layers are queued.
-  void post(const Glimpse& glimpse);
+  // Copies the glimpse of layer step number `tick`. Waits only when more than two tokens' worth of
+  // layers are queued.
+  void post(const Glimpse& glimpse, std::int64_t tick = 0);
+
+  // What was forecast after one layer step.
+  struct Word {
+    std::int64_t tick = 0;
+    std::vector<Forecast> forecasts;
+  };
+  // Moves what was forecast since the last time to `words`, oldest first; false when nothing was.
+  // Never waits for the worker.
+  bool take(std::vector<Word>& words);
 
   // Everything posted so far has been seen by the predictor; its gaps are told to the policy.
   void settle(EvictionPolicy& policy);
@@ -44,6 +58,7 @@ class Foresight {
 
  private:
   struct Seen {
+    std::int64_t tick;
     std::int32_t layer, tokens, top_k;
     std::vector<std::int32_t> experts;
     std::vector<float> weights, hidden;
@@ -56,6 +71,7 @@ class Foresight {
 
   const std::unique_ptr<Predictor> predictor_;
   const Geometry geometry_;
+  const bool ahead_;
   mutable std::mutex mutex_;
   std::condition_variable posted_, done_;
   std::deque<Seen> queue_;
@@ -63,6 +79,8 @@ class Foresight {
   bool busy_ = false, stop_ = false;
   std::vector<float> gaps_;          // [layers, experts_per_layer]
   std::vector<std::int32_t> fresh_;  // layers whose gaps the policy has not heard yet
+  std::vector<Word> words_;
+  std::atomic<bool> news_ = false;  // `words_` is not empty
   std::string failure_;
   std::uint64_t observations_ = 0;
   Nanos time_ = 0;

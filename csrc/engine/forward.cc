@@ -185,6 +185,16 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
   s.sum.resize(hidden);
   widen(batch.dtype, batch.x, s.x.data(), s.x.size());
   widen(batch.weights_dtype, batch.weights, s.weights.data(), pairs);
+  if (foresight_) {
+    s.ids.resize(pairs);
+    // Ids of other ranks may not fit; any id outside the layer says the same.
+    for (std::size_t i = 0; i < pairs; ++i) {
+      s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
+    }
+    observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
+             s.x.data() + (batch.tokens - 1) * hidden},
+            hidden);
+  }
 
   auto* out = static_cast<std::byte*>(batch.out);
   for (std::int32_t first = 0, last; first < batch.tokens; first = last) {
@@ -199,16 +209,6 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
   {
     Lock lock(mutex_);
     record(EventKind::layer_step, begin, backend_->now(), {layer, -1});
-  }
-  if (foresight_) {
-    s.ids.resize(pairs);
-    // Ids of other ranks may not fit; any id outside the layer says the same.
-    for (std::size_t i = 0; i < pairs; ++i) {
-      s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
-    }
-    observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
-             s.x.data() + (batch.tokens - 1) * hidden},
-            hidden);
   }
 }
 

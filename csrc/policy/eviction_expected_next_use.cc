@@ -14,8 +14,12 @@
 //
 // once per turn, decay 0.4 (half-life 0.8 turns) for quick and 0.96 (17 turns) for slow: the last
 // token's experts often return at once, the slow average knows the subject. Averages start at
-// top_k / experts and outlive an eviction. An expert that arrived ahead of its layer's turn was
-// brought for it: its gap is 1 until that turn is over. Ties go to the lowest index.
+// top_k / experts and outlive an eviction. Ties go to the lowest index.
+//
+// A forecast that an expert is needed in the coming turn of its layer with probability p makes its
+// gap 1 + (1 - p) * gap until that turn is over; an expert that arrived ahead of its layer's turn
+// without a forecast was brought for it: p = 1. A wish may take a slot only if its own distance, so
+// computed, is below the victim's.
 //
 // A predictor knows more: where one has told a layer's gaps (EvictionPolicy::expects), they take
 // the place of the formula above, from the turn they were told in to the end of the next one.
@@ -65,6 +69,7 @@ class ExpectedNextUse final : public EvictionPolicy {
     Expert& expert = experts_[geometry_.index(key)];
     expert.present = true;
     expert.awaited = layers_[key.layer].turn;
+    if (expert.foreseen != expert.awaited) expert.chance = 1;
     farthest_[key.layer].known = false;
   }
 
@@ -87,6 +92,13 @@ class ExpectedNextUse final : public EvictionPolicy {
     for (std::int32_t e = 0; e < geometry_.experts_per_layer; ++e) {
       experts_[geometry_.index({layer, e})].told = gaps[e];
     }
+  }
+
+  void foreseen(ExpertKey key, float p, std::int64_t) override {
+    Expert& expert = experts_[geometry_.index(key)];
+    expert.foreseen = layers_[key.layer].turn;
+    expert.chance = p;
+    farthest_[key.layer].known = false;
   }
 
   void left(ExpertKey key) override {
@@ -113,6 +125,12 @@ class ExpectedNextUse final : public EvictionPolicy {
     return found;
   }
 
+  bool yields(ExpertKey victim, const Prefetch& wish) const override {
+    return distance(victim.layer, gap(experts_[geometry_.index(victim)], layers_[victim.layer])) >
+           distance(wish.key.layer,
+                    gap(experts_[geometry_.index(wish.key)], layers_[wish.key.layer]));
+  }
+
  private:
   struct Layer {
     std::int64_t turn = 0;
@@ -120,10 +138,12 @@ class ExpectedNextUse final : public EvictionPolicy {
     Averages faded = {1, 1};
   };
   struct Expert {
-    Averages average;               // divided by its layer's `faded`
-    std::int64_t counted = kNever;  // turn of the last use
-    std::int64_t awaited = kNever;  // turn of an arrival that no use has followed
-    float told = 1;                 // gap by a predictor's word
+    Averages average;                // divided by its layer's `faded`
+    std::int64_t counted = kNever;   // turn of the last use
+    std::int64_t awaited = kNever;   // turn of an arrival that no use has followed
+    std::int64_t foreseen = kNever;  // turn in which its use in the next one was forecast ...
+    float chance = 1;                // ... with this probability
+    float told = 1;                  // gap by a predictor's word
     bool present = false;
   };
   // The expert of a layer with the largest gap.
@@ -134,7 +154,11 @@ class ExpectedNextUse final : public EvictionPolicy {
   };
 
   static double gap(const Expert& expert, const Layer& layer) {
-    if (expert.awaited == layer.turn) return 1;
+    if (expert.awaited != layer.turn && expert.foreseen != layer.turn) return usual(expert, layer);
+    return 1 + (1 - double(expert.chance)) * usual(expert, layer);
+  }
+
+  static double usual(const Expert& expert, const Layer& layer) {
     if (layer.told != kNever && layer.turn - layer.told <= 1) return expert.told;
     double rate = 0;
     for (std::size_t m = 0; m < kDecay.size(); ++m) {

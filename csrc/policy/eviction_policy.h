@@ -54,6 +54,12 @@ class EvictionPolicy {
   // candidate is worth more than it (a demand is then refused by the cache, so policies that
   // serve demands must always name one when any is evictable). Deterministic.
   virtual std::optional<ExpertKey> victim(const CacheView& view, ExpertKey incoming) const = 0;
+  // May a wish take the slot of this victim? Not when the victim is needed sooner. Policies that
+  // know no times always yield.
+  virtual bool yields(ExpertKey victim, const Prefetch& wish) const {
+    (void)victim, (void)wish;
+    return true;
+  }
 };
 
 // Names: "lru", "lfu", "lfru", "expected-next-use", and the bound "belady", which only a replay can

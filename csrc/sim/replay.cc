@@ -10,7 +10,7 @@ namespace prophet {
 namespace {
 
 void add(Counters& sum, const Counters& c) {
-  static_assert(sizeof(Counters) == 23 * 8, "a new counter: add it here");
+  static_assert(sizeof(Counters) == 24 * 8, "a new counter: add it here");
   sum.bytes_moved += c.bytes_moved;
   sum.bytes_demand += c.bytes_demand;
   sum.bytes_prefetch_used += c.bytes_prefetch_used;
@@ -29,6 +29,7 @@ void add(Counters& sum, const Counters& c) {
   sum.reads_failed += c.reads_failed;
   sum.expert_bytes_routed += c.expert_bytes_routed;
   sum.foresight_steps += c.foresight_steps;
+  sum.prefetch_held_steps += c.prefetch_held_steps;
   sum.stall_ns += c.stall_ns;
   sum.compute_ns += c.compute_ns;
   sum.busy_ns += c.busy_ns;
@@ -135,6 +136,7 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
     const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
     compute(options_.times.layer + tokens * options_.times.layer_token);
     engine_->step(layer);
+    if (options_.predictor) observe(chunk, layer, begin, tokens);
     cutter_.begin(layer, chunk.routes.data() + begin, tokens, row, rooms_[layer]);
     for (Wave wave; cutter_.next(wave);) {
       std::span<const std::int64_t> next;
@@ -145,7 +147,6 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
       }
       serve(layer, wave, next);
     }
-    if (options_.predictor) observe(chunk, layer, begin, tokens);
   }
 }
 

@@ -15,7 +15,8 @@ Mover::Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span
       arena_(arena),
       recorder_(recorder),
       options_(options),
-      unused_(store.geometry().total(), 0) {
+      unused_(store.geometry().total(), 0),
+      displaced_(store.geometry().total(), false) {
   const std::uint64_t unit = backend.alignment();
   options_.chunk_bytes = std::max(options_.chunk_bytes / unit * unit, unit);
 }
@@ -30,10 +31,13 @@ const Mover::Transfer* Mover::find(ExpertKey key) const {
   return const_cast<Mover*>(this)->find(key);
 }
 
-bool Mover::start(ExpertKey key, Lane lane) {
-  const auto placement = cache_.admit(key);
+bool Mover::start(ExpertKey key, Lane lane, const std::optional<Cache::Placement>& placement) {
   if (!placement) return false;
-  if (placement->evicted) evicted(*placement->evicted);
+  if (placement->evicted) {
+    evicted(*placement->evicted);
+    displaced_[store_.geometry().index(*placement->evicted)] = lane == Lane::prefetch;
+  }
+  displaced_[store_.geometry().index(key)] = false;
   cache_.loading(key);
   Transfer transfer;
   transfer.key = key;
@@ -88,7 +92,7 @@ bool Mover::demand(ExpertKey key) {
     start_all_chunks(*transfer);
     return true;
   }
-  if (!start(key, Lane::demand)) return false;
+  if (!start(key, Lane::demand, cache_.admit(key))) return false;
   start_all_chunks(moving_.back());
   return true;
 }
@@ -127,10 +131,10 @@ void Mover::start_wishes() {
     while (free > 0 && start_chunk(transfer)) --free;
   }
   while (free > 0 && !wishes_.empty()) {
-    const ExpertKey key = wishes_.back().key;
+    const Prefetch wish = wishes_.back();
     wishes_.pop_back();
-    if (cache_.state(key) != Residency::absent) continue;  // a demand was faster
-    if (!start(key, Lane::prefetch)) continue;             // no slot is worth less
+    if (cache_.state(wish.key) != Residency::absent) continue;           // a demand was faster
+    if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish))) continue;  // no slot is worth less
     while (free > 0 && start_chunk(moving_.back())) --free;
   }
 }
@@ -219,13 +223,16 @@ void Mover::moving(std::vector<ExpertKey>& out) const {
   for (const Transfer& transfer : moving_) out.push_back(transfer.key);
 }
 
-void Mover::used(ExpertKey key) {
+bool Mover::used(ExpertKey key) {
   std::uint64_t& unused = unused_[store_.geometry().index(key)];
-  if (unused == 0) return;
+  if (unused == 0) return false;
   const Nanos now = backend_.now();
   recorder_.record({now, now, EventKind::prefetch_used, key, unused});
   unused = 0;
+  return true;
 }
+
+bool Mover::displaced(ExpertKey key) const { return displaced_[store_.geometry().index(key)]; }
 
 std::uint64_t Mover::unused_bytes() const {
   std::uint64_t sum = 0;

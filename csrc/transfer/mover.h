@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -69,8 +70,12 @@ class Mover {
   // Keys of running transfers.
   void moving(std::vector<ExpertKey>& out) const;
 
-  // The router has used `key`: bytes that a prefetch brought for it have paid.
-  void used(ExpertKey key);
+  // The router has used `key`. True when a prefetch had brought it: its bytes have paid.
+  bool used(ExpertKey key);
+  // True when `key` is absent because a wish took its slot.
+  bool displaced(ExpertKey key) const;
+  // True while a chunk of a prefetch is on its way.
+  bool prefetch_on_link() const { return prefetch_chunks_in_flight() > 0; }
 
   // Bytes that prefetches brought, resident and not used yet.
   std::uint64_t unused_bytes() const;
@@ -91,7 +96,7 @@ class Mover {
     Nanos begin = 0;
   };
 
-  bool start(ExpertKey key, Lane lane);
+  bool start(ExpertKey key, Lane lane, const std::optional<Cache::Placement>& placement);
   bool start_chunk(Transfer& transfer);  // false when none is left
   void start_all_chunks(Transfer& transfer);
   bool landed(Transfer& transfer, const Chunk& chunk);  // or failed: noted in the transfer
@@ -110,8 +115,9 @@ class Mover {
   Recorder& recorder_;
   MoverOptions options_;
   std::vector<Transfer> moving_;       // few: at most the experts of some layers
-  std::vector<Prefetch> wishes_;       // not started, soonest last
+  std::vector<Prefetch> wishes_;       // not started, best last
   std::vector<std::uint64_t> unused_;  // [experts] bytes a prefetch brought, not used yet
+  std::vector<bool> displaced_;        // [experts]
 };
 
 }  // namespace prophet

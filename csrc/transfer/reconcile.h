@@ -19,9 +19,9 @@ struct Reconciled {
   std::vector<ExpertKey> resume;  // being cancelled and wished again
 };
 
-// `wanted` may name a key twice (the more confident wish counts) and keys that are already here
-// (dropped: a touch, not a transfer). `moving` are the running prefetches. Order of `start`:
-// earliest deadline, then highest confidence, then smallest key. `state` tells where a key stands.
+// `wanted`, best first, may name a key twice (the first counts) and keys that are already here
+// (dropped: a touch, not a transfer). `moving` are the running prefetches. `start` keeps the order
+// of `wanted`. `state` tells where a key stands.
 Reconciled reconcile(std::span<const Prefetch> wanted, std::span<const ExpertKey> moving,
                      const std::function<Residency(ExpertKey)>& state);
 

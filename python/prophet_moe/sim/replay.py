@@ -10,7 +10,7 @@ another as the requests of one user: the cache stays warm from one to the next u
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,7 @@ def replay(
     cold: bool = False,
     prefetch_chunks: int = 2,
     predictor: BankPredictor | None = None,
+    prefetch: Mapping[str, Any] | None = None,
     sequences: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
     watch: Callable[[int, dict[str, Any]], None] | None = None,
@@ -136,6 +137,7 @@ def replay(
         expert_ns=machine.expert_ns,
         expert_token_ns=machine.expert_token_ns,
         predictor=predictor,
+        prefetch=None if prefetch is None else dict(prefetch),
     )
     order = range(trace.sequences) if sequences is None else sequences
     future = _Future(trace, order, geometry, core.rooms) if policy == CLAIRVOYANT else None

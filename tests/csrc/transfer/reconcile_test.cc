@@ -18,18 +18,18 @@ std::vector<ExpertKey> keys(const std::vector<Prefetch>& wishes) {
   return out;
 }
 
-TEST(Reconcile, OrdersByDeadlineThenConfidenceThenKey) {
+TEST(Reconcile, KeepsTheOrderOfThePlan) {
   const std::vector<Prefetch> wanted = {
-      {{2, 1}, .9f, 7}, {{1, 5}, .5f, 6}, {{1, 4}, .8f, 6}, {{1, 3}, .8f, 6}};
+      {{2, 1}, .9f, 7}, {{1, 5}, .5f, 6}, {{1, 3}, .8f, 6}, {{1, 4}, .8f, 6}};
   const auto plan = reconcile(wanted, {}, absent);
-  EXPECT_EQ(keys(plan.start), (std::vector<ExpertKey>{{1, 3}, {1, 4}, {1, 5}, {2, 1}}));
+  EXPECT_EQ(keys(plan.start), (std::vector<ExpertKey>{{2, 1}, {1, 5}, {1, 3}, {1, 4}}));
 }
 
-TEST(Reconcile, NamedTwiceIsOneTransferAndTheMoreConfidentWishCounts) {
-  const std::vector<Prefetch> wanted = {{{0, 1}, .4f, 9}, {{0, 1}, .7f, 3}};
+TEST(Reconcile, NamedTwiceIsOneTransferAndTheFirstWishCounts) {
+  const std::vector<Prefetch> wanted = {{{0, 1}, .4f, 9}, {{0, 2}, .5f, 4}, {{0, 1}, .7f, 3}};
   const auto plan = reconcile(wanted, {}, absent);
-  ASSERT_EQ(plan.start.size(), 1u);
-  EXPECT_EQ(plan.start[0].deadline, 3);
+  ASSERT_EQ(plan.start.size(), 2u);
+  EXPECT_EQ(plan.start[0].deadline, 9);
 }
 
 TEST(Reconcile, WhatIsHereIsATouchNotATransfer) {

@@ -1,0 +1,49 @@
+// A rule of prefetching as Python hands it over: a dict of the fields of PrefetchRule.
+#include "bindings/prefetch.h"
+
+#include <string>
+
+#include "core/error.h"
+
+namespace py = pybind11;
+
+namespace prophet {
+namespace {
+
+PrefetchRule::Order order_from_name(const std::string& name) {
+  if (name == "confidence") return PrefetchRule::Order::confidence;
+  if (name == "deadline") return PrefetchRule::Order::deadline;
+  if (name == "proximity") return PrefetchRule::Order::proximity;
+  throw InvalidArgument("prefetches go in order of confidence, deadline or proximity, not '" +
+                        name + "'");
+}
+
+}  // namespace
+
+PrefetchRule rule_from(const py::dict& fields) {
+  PrefetchRule rule;
+  for (const auto& [key, value] : fields) {
+    const auto name = key.cast<std::string>();
+    if (name == "first") {
+      rule.first = value.cast<std::int32_t>();
+    } else if (name == "last") {
+      rule.last = value.cast<std::int32_t>();
+    } else if (name == "least") {
+      rule.least = value.cast<float>();
+    } else if (name == "per_layer") {
+      rule.per_layer = value.cast<std::int32_t>();
+    } else if (name == "order") {
+      rule.order = order_from_name(value.cast<std::string>());
+    } else if (name == "discount") {
+      rule.discount = value.cast<float>();
+    } else if (name == "fill") {
+      rule.fill = value.cast<double>();
+    } else {
+      throw InvalidArgument("a rule of prefetching has no field '" + name +
+                            "': first, last, least, per_layer, order, discount, fill");
+    }
+  }
+  return rule;
+}
+
+}  // namespace prophet
