@@ -42,6 +42,7 @@ class Spread:
     p50: float | None
     p90: float | None
     p99: float | None
+    p999: float | None
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _moved(later: Mark, earlier: Mark) -> int:
 
 def _spread(steps: Sequence[float]) -> Spread:
     mean = sum(steps) / len(steps) if steps else None
-    return Spread(mean, percentile(steps, 0.5), percentile(steps, 0.9), percentile(steps, 0.99))
+    return Spread(mean, *(percentile(steps, share) for share in (0.5, 0.9, 0.99, 0.999)))
 
 
 def build_report(

@@ -23,7 +23,7 @@ KEYS = {
     "token_ids": None,
     "text": None,
     "ttft_ms": None,
-    "tpot_ms": ["mean", "p50", "p90", "p99"],
+    "tpot_ms": ["mean", "p50", "p90", "p99", "p999"],
     "bytes": ["demand", "prefetch_used", "prefetch_late", "prefetch_wasted", "per_token"],
     "hits": ["resident", "in_flight", "miss"],
     "stall_ms": ["total", "p50", "p99"],

@@ -17,8 +17,10 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
@@ -97,6 +99,18 @@ def bytes_bar(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | 
             bar.update(task, completed=done, total=total)
 
         yield progress
+
+
+@contextmanager
+def tokens_bar(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr for `progress(tokens so far)` of `total`; nothing is shown when quiet."""
+    if quiet:
+        yield lambda _done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=log(), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 @contextmanager

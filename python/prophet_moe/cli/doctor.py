@@ -8,12 +8,13 @@ import typer
 from rich.markup import escape
 
 from prophet_moe.cli import options as flag
-from prophet_moe.cli.console import data, guarded, print_json, spinner
+from prophet_moe.cli import options_sim as sim_flag
+from prophet_moe.cli.console import data, guarded, log, print_json, spinner
 
 HELP = """Example: prophet doctor --path .
 
 Checks build, libraries, processor, memory and disk, and measures the last three. Exits with 1 when
-something must be mended before a model can run."""
+something must be mended before a model can run. --card writes what prophet simulate needs to know."""
 
 COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
 
@@ -21,6 +22,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
 @guarded
 def doctor(
     path: flag.ProbePath = None,
+    card: sim_flag.CardOut = None,
     json: flag.Json = False,
     quiet: flag.Quiet = False,
     verbose: flag.Verbose = False,
@@ -50,3 +52,12 @@ def doctor(
         out.print(next_step(checks), markup=False, soft_wrap=True)
     if any(check.level == "FAIL" for check in checks):
         raise typer.Exit(1)
+    if card is not None:
+        from prophet_moe.sim.machine_card import write_machine
+        from prophet_moe.sim.measure import measure_card
+
+        with spinner("measuring", quiet) as told:
+            found = measure_card(card.stem, path, lambda name: told(f"measuring {name}"))
+        write_machine(found, card)
+        if not quiet:
+            log().print(f"{card}: a machine card for prophet simulate --machine", markup=False)

@@ -1,0 +1,58 @@
+"""The flags of simulate and report; those that they share with other verbs are in options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prophet_moe.cli.options import _flag
+
+TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="A routing trace, .safetensors.")]
+ResultsFiles = Annotated[
+    list[Path], typer.Argument(metavar="RESULTS...", help="Files that prophet simulate wrote.")
+]
+
+Geometry = Annotated[
+    str,
+    _flag("--model", metavar="NAME", text="Geometry card of the trace's model: a name, or a TOML file."),
+]
+MachineCard = Annotated[
+    str,
+    _flag("--machine", metavar="NAME", text="Machine card: a name such as rtx4090-pcie4, or a TOML file."),
+]
+SlotsList = Annotated[
+    str,
+    _flag(
+        "--slots", metavar="A,B", text="Experts kept in fast memory: 25%, 96, or fit (as many as it holds)."
+    ),
+]
+SystemsList = Annotated[str, _flag("--systems", metavar="A,B", text="Systems to replay, or all.")]
+Results = Annotated[
+    Path | None,
+    _flag("-o", "--out", metavar="FILE", text="Append results here, and skip those that it already has."),
+]
+Weights = Annotated[
+    str | None,
+    _flag("--weights", metavar="TYPE", text="Element type of experts: bf16, 4bit. Default: as released."),
+]
+Lane = Annotated[
+    str | None, _flag("--lane", metavar="NAME", text="Experts come by link or disk. Default: the card's.")
+]
+LinkScale = Annotated[
+    str, _flag("--link-scale", metavar="A,B", text="Multiply the lane's bandwidth, one sweep for each.")
+]
+HeldOut = Annotated[
+    int | None,
+    _flag("--held-out", min=1, metavar="N", text="Only the N sequences that training with seed 0 holds out."),
+]
+Cold = Annotated[bool, _flag("--cold", text="Empty the cache before each sequence.")]
+Jobs = Annotated[
+    int | None, _flag("-j", "--jobs", min=1, metavar="N", text="Processes. Default: one per core allowed.")
+]
+Page = Annotated[Path, _flag("-o", "--out", metavar="FILE", text="The HTML file to write.")]
+CardOut = Annotated[
+    Path | None,
+    _flag("--card", metavar="FILE", text="Measure a machine card of this machine, and write it as TOML."),
+]

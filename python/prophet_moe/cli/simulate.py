@@ -1,0 +1,138 @@
+"""prophet simulate: a routing trace on a machine that need not exist, system by system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prophet_moe.cli import options as flag
+from prophet_moe.cli import options_sim as sim_flag
+from prophet_moe.cli.console import data, guarded, log, number, print_json, print_warning, tokens_bar
+
+if TYPE_CHECKING:
+    from prophet_moe.sim.results import Line
+
+HELP = """Example: prophet simulate TRACE --model reference-moe --machine cpu-nvme -o results.jsonl
+
+Replays the trace through the engine on a virtual clock: same policies, cache and queue as on real bytes.
+Every number is simulated. prophet report draws the results."""
+
+HEADINGS = ("slots", "TPOT ms", "p99", "p99.9", "stalled", "late", "miss", "MB/token")
+
+
+def split_list(text: str) -> list[str]:
+    """The words of `a,b`, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """Numbers of `0.5,1`. Raises ValueError."""
+    try:
+        return tuple(float(word) for word in split_list(text))
+    except ValueError:
+        raise ValueError(f"--link-scale {text!r} is no list of numbers: write 0.5,1,2.") from None
+
+
+def row(line: Line) -> list[str]:
+    """One line of results for people, as HEADINGS."""
+    tpot, hits, asked = line["tpot_ms"], line["hits"], line["accesses"] or 1
+    per_token = line["bytes"]["per_token"]
+    wall = (tpot["mean"] or 0) * line["new_tokens"]
+    return [
+        line["slots"],
+        number(tpot["mean"], ".2f"),
+        number(tpot["p99"], ".2f"),
+        number(tpot["p999"], ".2f"),
+        number(line["stall_ms"]["total"] / wall if wall else None, ".0%"),
+        f"{hits['in_flight'] / asked:.1%}",
+        f"{hits['miss'] / asked:.1%}",
+        number(None if per_token is None else per_token / 1e6, ".1f"),
+    ]
+
+
+def show(lines: Sequence[Line], title: str) -> None:
+    """The table on stdout, in the order of the systems."""
+    from rich.table import Table
+
+    table = Table("system", *HEADINGS, title=title, pad_edge=False)
+    for line in lines:
+        scale = "" if line["link_scale"] == 1 else f" at {line['link_scale']:g} B"
+        table.add_row(line["system"] + scale, *row(line))
+    if not all(line["fits"] for line in lines):
+        table.caption = "some of these slots do not fit into the machine's fast memory"
+    data().print(table)
+
+
+@guarded
+def simulate(
+    trace: sim_flag.TraceFile,
+    model: sim_flag.Geometry,
+    machine: sim_flag.MachineCard,
+    slots: sim_flag.SlotsList = "25%,50%,75%",
+    systems: sim_flag.SystemsList = "all",
+    out: sim_flag.Results = None,
+    predictor: flag.Predictor = None,
+    weights: sim_flag.Weights = None,
+    lane: sim_flag.Lane = None,
+    link_scale: sim_flag.LinkScale = "1",
+    pool: flag.Pool = "global",
+    cold: sim_flag.Cold = False,
+    held_out: sim_flag.HeldOut = None,
+    jobs: sim_flag.Jobs = None,
+    json: flag.Json = False,
+    quiet: flag.Quiet = False,
+    verbose: flag.Verbose = False,
+) -> None:
+    from prophet_moe.machine import cpu_count
+    from prophet_moe.sim.geometry import read_geometry
+    from prophet_moe.sim.machine_card import read_machine
+    from prophet_moe.sim.results import ResultsFile, to_json
+    from prophet_moe.sim.sweep import Sweep, cells_of, run_cells
+    from prophet_moe.sim.systems import parse_systems
+
+    names = parse_systems(systems)
+    geometry, card = read_geometry(model, weights), read_machine(machine)
+    found = None
+    if predictor is not None:
+        from prophet_moe.predict.shipped import find
+
+        found = find(predictor)
+    cells, left = cells_of(
+        Sweep(
+            trace=trace,
+            geometry=geometry,
+            card=card,
+            slots=tuple(split_list(slots)),
+            systems=tuple(names),
+            lane=lane,
+            link_scales=scales(link_scale),
+            pool=pool,
+            cold=cold,
+            held_out=held_out,
+            predictor=found,
+        )
+    )
+    for why in left:
+        print_warning(f"left out: {why}.")
+    results = None if out is None else ResultsFile(out)
+    done = {} if results is None else {line["cell"]: line for line in results.lines}
+    lines = {cell.key: done[cell.key] for cell in cells if cell.key in done}
+    todo = [cell for cell in cells if cell.key not in lines]
+    if lines and not quiet:
+        log().print(f"{len(lines)} of {len(cells)} results are in {out} already.", markup=False)
+    if json:
+        for line in lines.values():
+            print_json(to_json(line))
+    total = sum(cell.tokens for cell in todo)
+    with tokens_bar(f"replaying {len(todo)} cells", total, quiet) as progress:
+        for line in run_cells(todo, jobs or cpu_count(), progress):
+            lines[line["cell"]] = line
+            if results is not None:
+                results.append(line)
+            if json:
+                print_json(to_json(line))
+    if not json:
+        title = f"{geometry.name} ({geometry.weights}) on {card.name}, simulated"
+        show([lines[cell.key] for cell in cells], title)
+    if out is not None and not quiet:
+        log().print(f"next: prophet report {out} -o report.html", markup=False)

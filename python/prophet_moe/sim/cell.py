@@ -1,0 +1,174 @@
+"""One cell of a sweep: a system with so many slots on one machine, replayed, as one line of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import prophet_ext
+from prophet_moe.formats.trace import TraceReader
+from prophet_moe.runreport import RunReport, Spread, Stall
+from prophet_moe.sim import replay as replays
+from prophet_moe.sim.geometry import Geometry
+from prophet_moe.sim.machine import Machine
+from prophet_moe.sim.results import BACKEND, VERSION, Line
+from prophet_moe.sim.systems import system_named
+
+INSTANT = 1e18  # bytes per second of a link that delivers at once
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All that decides a result. Plain data, so that another process can replay it."""
+
+    trace: str  # path
+    fingerprint: str  # of the trace
+    geometry: Geometry
+    machine: Machine
+    fast_bytes: int  # of the machine's card
+    lane: str
+    link_scale: float
+    system: str
+    slots: int
+    asked: str  # slots as they were named, such as 25%
+    pool: str
+    cold: bool
+    sequences: tuple[int, ...] | None  # None: all
+    tokens: int  # of these sequences
+    predictor: str | None  # path
+    predictor_print: str | None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal cells of one release; a result found under it need not be computed again."""
+        facts = asdict(self) | {"trace": None, "predictor": None, "version": prophet_ext.__version__}
+        facts["results"] = VERSION
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def resident_ms(machine: Machine, geometry: Geometry) -> float:
+    """T_g: a decode step of one token with every expert in fast memory."""
+    experts = geometry.top_k * (machine.expert_ns + machine.expert_token_ns)
+    layer = machine.layer_ns + machine.layer_token_ns + experts
+    return (machine.pass_ns + geometry.layers * layer) / 1e6
+
+
+def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
+    """Replays the cell. Raises InvalidArgument, TraceError, PredictorError."""
+    began = time.perf_counter()
+    system = system_named(cell.system)
+    trace, geometry, machine = TraceReader(cell.trace), cell.geometry, cell.machine
+    if system.everything:
+        machine = replace(machine, bytes_per_second=INSTANT, latency_ns=0, overhead_ns=0)
+    predictor = None
+    if system.predictor and cell.predictor is not None:
+        from prophet_moe.predict.export import native
+
+        predictor = native(Path(cell.predictor), cell.slots / geometry.experts_total)
+    domains = _Domains(trace.labels)
+    report = replays.replay(
+        trace,
+        machine,
+        slots=cell.slots,
+        expert_bytes=geometry.expert_bytes,
+        policy=system.policy,
+        pool=cell.pool,
+        keep=system.keep,
+        cold=cell.cold,
+        predictor=predictor,
+        sequences=cell.sequences,
+        progress=progress,
+        watch=domains.watch,
+    )
+    busy = report.link_busy_fraction * report.total_ms
+    decoded = report.tokens > 0
+    tail = report.tpot_ms
+    run = RunReport(
+        model=geometry.name,
+        backend=BACKEND,
+        system=cell.system,
+        exact=True,
+        budget_bytes=cell.fast_bytes,
+        expert_slots=cell.slots,
+        experts_total=geometry.experts_total,
+        expert_bytes=geometry.expert_bytes,
+        prompt_tokens=report.prefill_tokens,
+        new_tokens=report.tokens,
+        token_ids=[],
+        text=None,
+        ttft_ms=None,
+        tpot_ms=Spread(tail.mean, tail.p50, tail.p90, tail.p99, tail.p999)
+        if decoded
+        else Spread(None, None, None, None, None),
+        bytes=report.bytes,
+        hits=report.hits,
+        stall_ms=Stall(
+            report.stalled_ms,
+            report.stall_ms.p50 if decoded else None,
+            report.stall_ms.p99 if decoded else None,
+        ),
+        overlap_fraction=min(1.0, max(0.0, 1 - report.stalled_ms / busy)) if busy > 0 else None,
+        link_busy_fraction=report.link_busy_fraction,
+        evictions=report.evictions,
+        evicted_before_use=report.evicted_before_use,
+        peak_rss_bytes=0,
+    )
+    return run.to_dict() | {
+        "exact": None,
+        "peak_rss_bytes": None,
+        "results_version": VERSION,
+        "cell": cell.key,
+        "trace": Path(cell.trace).name,
+        "machine": machine.name,
+        "slots": cell.asked,
+        "weights": geometry.weights,
+        "lane": cell.lane,
+        "link_scale": cell.link_scale,
+        "pool": cell.pool,
+        "cold": cell.cold,
+        "sequences": trace.sequences if cell.sequences is None else len(cell.sequences),
+        "predictor": Path(cell.predictor).name if predictor is not None and cell.predictor else None,
+        "options": {},
+        "times": asdict(cell.machine),
+        "resident_ms": resident_ms(cell.machine, geometry),
+        "fits": geometry.dense_bytes + cell.slots * geometry.expert_bytes <= cell.fast_bytes,
+        "accesses": report.accesses,
+        "layer_misses": report.layer_misses,
+        "flops_per_token": geometry.flops_per_token,
+        "domains": domains.found,
+        "wall_s": round(time.perf_counter() - began, 3),
+    }
+
+
+class _Domains:
+    """Counts of each domain's sequences, from what the replay has counted by the end of each."""
+
+    KEYS = ("hits_resident", "hits_in_flight", "misses", "bytes_moved")
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._before: dict[str, int] = dict.fromkeys((*self.KEYS, "tokens", "decode_ns"), 0)
+        self.found: dict[str, dict[str, int]] = {}
+
+    def watch(self, sequence: int, so_far: dict[str, Any]) -> None:
+        now = {key: int(so_far["counters"][key]) for key in self.KEYS}
+        now["tokens"] = int(so_far["tokens"])
+        now["decode_ns"] = round(so_far["tpot_ns"]["mean"] * so_far["passes"])
+        mine = self.found.setdefault(self._labels[sequence], dict.fromkeys(now, 0))
+        for key, value in now.items():
+            mine[key] += value - self._before[key]
+        self._before = now

@@ -1,0 +1,124 @@
+"""This machine's own card: `prophet doctor --card FILE`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import prophet_ext
+from prophet_moe import machine
+from prophet_moe.budget import MIB
+from prophet_moe.doctor import MEASURE_SECONDS, default_probe_folder, probe_file
+from prophet_moe.sim.cards import Figure
+from prophet_moe.sim.machine_card import MachineCard
+
+REFERENCE = "reference-moe"
+SMALL_READ = 4096
+_STEPS = 24  # decode steps of the reference model
+_PRODUCT = 1024  # rows and columns of the matrices whose product is timed
+
+
+def measure_card(name: str, path: Path | None, told: Callable[[str], None] = lambda _: None) -> MachineCard:
+    """Reads memory and the disk of `path`, multiplies matrices, decodes with the reference model: seconds.
+
+    Raises ReadError, OSError: the disk of `path` cannot be read.
+    """
+    cores, memory = machine.cpu_count(), machine.memory()
+    told("memory")
+    reads = prophet_ext.memory_bandwidth(cores, MEASURE_SECONDS)
+    told("disk")
+    with probe_file(path or default_probe_folder()) as file:
+        disk = prophet_ext.read_bandwidth(str(file), MEASURE_SECONDS, MIB, 16, "auto")
+        small = prophet_ext.read_bandwidth(str(file), MEASURE_SECONDS, SMALL_READ, 1, "auto")
+    told("arithmetic")
+    flops = _flops()
+    told(f"decoding with {REFERENCE}")
+    layer_ns, expert_ns = decode_times(REFERENCE)
+    limit = memory.total if memory.limit is None else min(memory.total, memory.limit)
+    return MachineCard(
+        name=name,
+        about=f"{machine.processor_name()}, {cores} cores; experts on disk, fast memory is RAM; "
+        f"measured at a load average of {os.getloadavg()[0]:.1f}",
+        lane="disk",
+        lanes={
+            "disk": {
+                "bytes_per_second": _measured(
+                    disk["bytes_per_second"], "random reads of 1 MiB past the page cache, 16 at once"
+                ),
+                "latency_ns": _measured(small["p50_ms"] * 1e6, "median of single 4 KiB reads, one at a time"),
+                "chunk_overhead_ns": Figure(0, "assumed", "contained in the bandwidth"),
+                "chunk_bytes": Figure(MIB, "specification", "the runtime's chunk"),
+            }
+        },
+        fast_memory={"bytes": _measured(limit, "what the machine has, or its control group allows")},
+        compute={
+            "memory_bytes_per_second": _measured(reads, f"{cores} threads reading memory"),
+            "memory_share": Figure(
+                0.81, "assumed", "the expert kernel on all cores of one machine, docs/measuring.md"
+            ),
+            "flops_per_second": _measured(flops, f"torch, bf16 product of {_PRODUCT} x {_PRODUCT} matrices"),
+            "flops_share": Figure(1, "assumed", "the figure above is what a kernel reached"),
+            "pass_ns": Figure(0, "assumed", "contained in layer_ns"),
+            "layer_ns": _measured(
+                layer_ns,
+                f"a decode step of {REFERENCE}, all experts in memory, less their arithmetic, per layer",
+            ),
+            "expert_ns": _measured(
+                expert_ns, f"the engine's time for one expert of {REFERENCE}: nearly all of it overhead"
+            ),
+        },
+    )
+
+
+def decode_times(model: str, steps: int = _STEPS) -> tuple[float, float]:
+    """(layer_ns, expert_ns) of decoding one token with every expert in memory: medians of `steps` steps.
+
+    layer_ns is a step less the engine's expert arithmetic, per MoE layer; expert_ns that arithmetic per
+    expert used. Raises what load raises.
+    """
+    import itertools
+    import statistics
+
+    from prophet_moe.generate import decode, end_tokens, fixed_tokens
+    from prophet_moe.models.load import load
+    from prophet_moe.models.offload import offload_of
+
+    loaded = load(model, slots="100%")
+    offload = offload_of(loaded)
+    try:
+        info = offload.info
+        fed = fixed_tokens(2 * steps + 2, info.vocab_size, end_tokens(info))
+        marks = decode(
+            loaded, fed[:1], max_new_tokens=2 * steps, forced=fed[1:], counters=offload.engine.counters
+        ).whole().marks  # fmt: skip
+    finally:
+        offload.close()
+    late = marks[-steps - 1 :]  # every expert that will be used has been read by then
+    walls, arithmetic = [], []
+    for earlier, later in itertools.pairwise(late):
+        spent = later.counters["compute_ns"] - earlier.counters["compute_ns"]
+        waited = later.counters["stall_ns"] - earlier.counters["stall_ns"]
+        walls.append(later.at_ns - earlier.at_ns - spent - waited)
+        arithmetic.append(spent)
+    return (
+        statistics.median(walls) / info.layers,
+        statistics.median(arithmetic) / (info.layers * info.top_k),
+    )
+
+
+def _flops() -> float:
+    import torch
+
+    a = torch.randn(_PRODUCT, _PRODUCT, dtype=torch.bfloat16)
+    best = float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * _PRODUCT**3 / best
+
+
+def _measured(value: float, source: str) -> Figure:
+    return Figure(round(value), "measured", source)

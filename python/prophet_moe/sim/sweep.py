@@ -1,0 +1,141 @@
+"""Sweeps: every system with every number of slots, over as many processes as there are cores."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prophet_moe.budget import parse_slots
+from prophet_moe.errors import InvalidArgument
+from prophet_moe.formats.trace import TraceReader, split_sequences
+from prophet_moe.sim.cell import Cell, fingerprint, run_cell
+from prophet_moe.sim.geometry import Geometry, require_same
+from prophet_moe.sim.machine_card import MachineCard
+from prophet_moe.sim.results import Line
+from prophet_moe.sim.systems import left_out, system_named
+
+EVERYTHING = "100%"
+_TOLD_EVERY = 0.2  # seconds
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a simulation asks for."""
+
+    trace: Path
+    geometry: Geometry
+    card: MachineCard
+    slots: tuple[str, ...]  # counts or shares
+    systems: tuple[str, ...]
+    lane: str | None = None
+    link_scales: tuple[float, ...] = (1.0,)
+    pool: str = "global"
+    cold: bool = False
+    held_out: int | None = None  # sequences; None: all of the trace
+    predictor: Path | None = None
+
+
+def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
+    """The cells, and a sentence for each system that is left out.
+
+    Raises InvalidArgument, TraceError: a trace of another geometry, ids out of range, slots that cannot be.
+    """
+    trace = TraceReader(sweep.trace)
+    require_same(trace, sweep.geometry)
+    trace.check_ids()
+    sequences, tokens = None, trace.tokens
+    if sweep.held_out is not None:
+        sequences = split_sequences(trace, sweep.held_out, 0).test
+        tokens = sum(len(trace.sequence(s)) for s in sequences)
+    prints = fingerprint(sweep.trace), None if sweep.predictor is None else fingerprint(sweep.predictor)
+    missing = [why for name in sweep.systems if (why := left_out(name, sweep.predictor is not None))]
+    cells = []
+    for scale, name in itertools.product(sweep.link_scales, sweep.systems):
+        if left_out(name, sweep.predictor is not None):
+            continue
+        system = system_named(name)
+        for asked in (EVERYTHING,) if system.everything else sweep.slots:
+            cell = Cell(
+                trace=str(sweep.trace),
+                fingerprint=prints[0],
+                geometry=sweep.geometry,
+                machine=sweep.card.machine(sweep.geometry, sweep.lane, scale),
+                fast_bytes=sweep.card.fast_bytes,
+                lane=sweep.lane or sweep.card.lane,
+                link_scale=scale,
+                system=name,
+                slots=slots_of(asked, sweep.geometry, sweep.card, sweep.pool),
+                asked=asked,
+                pool=sweep.pool,
+                cold=sweep.cold,
+                sequences=sequences,
+                tokens=tokens,
+                predictor=str(sweep.predictor) if system.predictor else None,
+                predictor_print=prints[1] if system.predictor else None,
+            )
+            cells.append(cell)
+    return cells, missing
+
+
+def slots_of(asked: str, geometry: Geometry, card: MachineCard, pool: str) -> int:
+    """Slots of `96`, `25%`, or `fit`: what the machine's fast memory holds beside everything else.
+
+    Raises InvalidArgument: too few to serve a token, or no such number.
+    """
+    if asked == "fit":
+        free = card.fast_bytes - geometry.dense_bytes
+        slots = min(geometry.experts_total, max(0, free) // geometry.expert_bytes)
+    else:
+        slots = parse_slots(asked, geometry.experts_total)
+    least = geometry.top_k * (geometry.layers if pool == "per-layer" else 1)
+    if slots < least:
+        raise InvalidArgument(
+            f"{asked} of {geometry.experts_total} experts are {slots} slots: "
+            f"one token of {geometry.name} needs {least} with pool {pool}."
+        )
+    return slots
+
+
+_told: Any = None  # a shared counter of tokens, in worker processes
+
+
+def _begin(told: Any) -> None:
+    global _told
+    _told = told
+
+
+def _add(tokens: int) -> None:
+    with _told.get_lock():
+        _told.value += tokens
+
+
+def _work(cell: Cell) -> Line:
+    return run_cell(cell, _add)
+
+
+def run_cells(
+    cells: Sequence[Cell], jobs: int, on_tokens: Callable[[int], None] = lambda _: None
+) -> Iterator[Line]:
+    """Results as they come, in no order. on_tokens is told how many tokens of all cells have been served.
+
+    jobs: processes. An error in one cell ends the sweep; what was yielded before stays done.
+    """
+    context = multiprocessing.get_context("spawn")
+    told = context.Value("q", 0)
+    pool = ProcessPoolExecutor(
+        max(1, min(jobs, len(cells))), mp_context=context, initializer=_begin, initargs=(told,)
+    )
+    try:
+        waiting: set[Future[Line]] = {pool.submit(_work, cell) for cell in cells}
+        while waiting:
+            done, waiting = wait(waiting, timeout=_TOLD_EVERY, return_when=FIRST_COMPLETED)
+            on_tokens(told.value)
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
