@@ -87,8 +87,6 @@ class _Ears:
     # A router speaks before its experts, layer after layer.
 
     def _router(self, number: int, read: torch.Tensor, *_: Any) -> None:
-        if number == 0:
-            self._inputs.clear()
         read = read.detach().reshape(-1, read.shape[-1]).to("cpu", torch.float32)
         if self._hidden == "F16":
             if read.abs().max() > WIDEST_F16:
@@ -102,9 +100,6 @@ class _Ears:
     def _experts(
         self, number: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *_: Any
     ) -> None:
-        if number == 0:  # an interrupted pass may have left a part
-            self._ids.clear()
-            self._weights.clear()
         # Copies: the caller may write into its tensors later.
         self._ids.append(ids.detach().to("cpu", torch.int64, copy=True))
         self._weights.append(weights.detach().to("cpu", torch.float32, copy=True))
@@ -124,4 +119,7 @@ class _Ears:
             if len({tuple(part.shape) for part in parts}) > 1:
                 raise UnsupportedModelError(f"{self._family}: its routers {what}, which a trace cannot hold.")
         inputs = torch.stack(self._inputs, 1).numpy() if self._hidden else None
-        self._told(Routed(torch.stack(self._ids, 1).numpy(), torch.stack(self._weights, 1).numpy(), inputs))
+        routed = Routed(torch.stack(self._ids, 1).numpy(), torch.stack(self._weights, 1).numpy(), inputs)
+        for parts in (self._ids, self._weights, self._inputs):
+            parts.clear()
+        self._told(routed)
