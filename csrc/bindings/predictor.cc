@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -80,13 +81,12 @@ py::array_t<float> next_use(PyPredictor& self, std::int32_t layer) {
 
 // [horizons, experts] for the layers after `layer`.
 py::array_t<float> forecast(PyPredictor& self, std::int32_t layer) {
-  std::vector<Forecast> out;
-  self.own().forecast(layer, out);
   const py::ssize_t experts = self.config().geometry.experts_per_layer;
-  py::array_t<float> p({py::ssize_t(out.size()) / experts, experts});
-  float* to = p.mutable_data();
-  for (const Forecast& one : out) {
-    to[(one.horizon - 1) * experts + one.key.expert] = one.p;
+  const py::ssize_t horizons = std::max(self.own().horizons(layer), 0);
+  py::array_t<float> p({horizons, experts});
+  for (py::ssize_t f = 0; f < horizons; ++f) {
+    self.own().probabilities(layer, std::int32_t(f + 1),
+                             {p.mutable_data() + f * experts, std::size_t(experts)});
   }
   return p;
 }

@@ -9,19 +9,16 @@ namespace prophet {
 
 class PyPredictor {
  public:
-  PyPredictor(BankConfig config, BankWeights weights)
-      : config_(std::move(config)), weights_(std::move(weights)), own_(config_, weights_) {}
+  PyPredictor(BankConfig config, const BankWeights& weights)
+      : network_(std::make_shared<const BankNetwork>(std::move(config), weights)), own_(network_) {}
 
-  const BankConfig& config() const { return config_; }
-  // A fresh predictor for an engine.
-  std::unique_ptr<Predictor> make() const {
-    return std::make_unique<BankPredictor>(config_, weights_);
-  }
+  const BankConfig& config() const { return network_->config(); }
+  // A fresh predictor for an engine; the weights are shared.
+  std::unique_ptr<Predictor> make() const { return std::make_unique<BankPredictor>(network_); }
   BankPredictor& own() { return own_; }  // to be asked directly: tests, scores
 
  private:
-  BankConfig config_;
-  BankWeights weights_;
+  std::shared_ptr<const BankNetwork> network_;
   BankPredictor own_;
 };
 

@@ -2,103 +2,84 @@
 //
 // What it computes, and the tensors it reads, are specified in
 // python/prophet_moe/predict/export.py; this is the same arithmetic, made incremental: the entry of
-// the network is linear, so each layer keeps its share of it, and a layer step touches the K rows
-// of the experts just chosen. Cost of a step with E experts, rank R, M latents, F layers ahead:
-// about R * R + (M + F) * E * R multiply-adds.
+// the network is linear, so each layer keeps its share of it, and a layer step touches the rows
+// of the experts just chosen. With E experts, rank R, M latents, B blocks and F layers ahead a step
+// of one token reads about 2 R (B K + (M + F) E) bytes of weights, which is what it costs;
+// bench/micro/predictor_bench.cc measures it.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "predict/bank_network.h"
 #include "predict/predictor.h"
 
 namespace prophet {
 
-// Names and meanings as in the file's `config`.
-struct BankConfig {
-  struct Recent {
-    std::int32_t lag = 0;
-    bool gate = false;
-  };
-  Geometry geometry;
-  std::int32_t rank = 0;
-  std::vector<float> decays;
-  std::vector<std::int32_t> bank;
-  std::vector<Recent> recent;
-  std::int32_t heads = 0;
-  std::int32_t latents = 0;
-  std::int32_t limits = 0;
-  std::int32_t limit = 0;  // which truncation of the gap is in force
-  std::int32_t ahead = 0;
-  bool pair = false;
-  std::int32_t hidden = 0;
-};
-
-// Tensors as in the file; float16 as raw bits. Empty where a dimension is zero.
-struct BankWeights {
-  using Half = std::vector<std::uint16_t>;
-  using Float = std::vector<float>;
-  Half enter_bank, enter_recent, enter_hidden;
-  Float enter_bias, norm_gain, norm_bias;
-  Half mid_weight;
-  Float mid_bias;
-  Half leave_weight;
-  Float leave_bias, leave_mix, own_weight, own_bias, next_scale, gap_weight;
-  Half ahead_weight;
-  Float ahead_bias, ahead_prior;
-  Half ahead_pair;
-  Float ahead_scale;
-};
-
 class BankPredictor final : public Predictor {
  public:
-  // Throws InvalidArgument when a tensor has another size than the configuration gives it,
-  // or holds a number that is not finite.
-  BankPredictor(BankConfig config, BankWeights weights);
+  explicit BankPredictor(std::shared_ptr<const BankNetwork> network);
+  BankPredictor(BankConfig config, const BankWeights& weights)  // throws as BankNetwork does
+      : BankPredictor(std::make_shared<const BankNetwork>(std::move(config), weights)) {}
 
   std::string name() const override { return "bank"; }
-  std::int32_t hidden_width() const override { return config_.hidden; }
+  std::int32_t hidden_width() const override { return network_->config().hidden; }
   void reset() override;
   void observe(const Glimpse& glimpse) override;
   bool next_use(std::int32_t layer, std::span<float> gaps) override;
   void forecast(std::int32_t layer, std::vector<Forecast>& out) override;
 
+  // Layers after `layer` that it can speak of.
+  std::int32_t horizons(std::int32_t layer) const;
+  // P(needed by the same token) of every expert of layer + horizon; `p` has experts_per_layer
+  // entries.
+  void probabilities(std::int32_t layer, std::int32_t horizon, std::span<float> p);
+
  private:
-  // One token's choice in one layer: expert ids and gates, at most top_k.
+  // One token's choice in one layer: distinct expert ids and their gates.
   struct Row {
     std::vector<std::int32_t> experts;
     std::vector<float> gates;
   };
 
-  void check() const;
-  void take_row(std::int32_t layer, const Glimpse& glimpse, std::int32_t token);
-  void decay_averages(std::int32_t layer);
-  void update_share(std::int32_t layer);
+  void read_row(const Glimpse& glimpse, std::int32_t token, Row& row) const;
+  void take_rows(const Glimpse& glimpse);
+  void update_averages(std::size_t layer);
+  void update_share(std::size_t layer);
   void update_hidden(const Glimpse& glimpse);
-  void run_network(std::int32_t layer);
-  const Row& row(std::int32_t layer, std::int32_t lag) const;
+  void run_network(std::size_t layer);
+  void fetch(std::size_t layer) const;
+  void look_ahead(std::int32_t layer, std::int32_t horizon);
 
-  std::size_t experts() const { return std::size_t(config_.geometry.experts_per_layer); }
-  std::size_t layers() const { return std::size_t(config_.geometry.layers); }
-  std::size_t rank() const { return std::size_t(config_.rank); }
+  Row& row(std::size_t layer, std::size_t lag) { return rows_[layer * lags_ + lag]; }
+  float* averages(std::size_t layer) { return averages_.data() + layer * average_size_; }
+  float* banks(std::size_t layer) { return shares_.data() + layer * share_size_; }
+  float* share(std::size_t layer) { return banks(layer + 1) - network_->columns(); }
+  float* raw(std::size_t layer) { return raw_.data() + layer * network_->lanes(); }
 
-  const BankConfig config_;
-  const BankWeights weights_;
-  std::size_t lags_ = 1;  // rows kept per layer
+  const std::shared_ptr<const BankNetwork> network_;
+  std::size_t lags_ = 2;  // rows kept per layer; own features look one row back
+  std::size_t average_size_ = 0, share_size_ = 0;
 
   // State, see "What a runtime keeps".
-  std::vector<float> averages_;  // [L, D, E]
-  std::vector<float> banks_;     // [L, B, R]
-  std::vector<float> shares_;    // [L, R]
-  std::vector<float> raw_;       // [L, E] last raw logit of the first head
+  std::vector<float> averages_;  // [L, D, lanes]
+  std::vector<float> shares_;    // [L, B + 1, columns]: the averages in the network, then P
+  std::vector<float> raw_;       // [L, lanes] last raw logit of the first head
   std::vector<Row> rows_;        // [L, lags] newest first
-  std::vector<float> entered_;   // [R]: enter.bias + sum of shares
-  std::vector<float> hidden_;    // [R]
-  std::vector<float> deep_;      // [R]: c of the layer observed last
+  std::vector<float> entered_;   // [columns]: enter.bias + sum of shares
+  std::vector<float> hidden_;    // [columns]
+  std::vector<float> deep_;      // [columns]: c of the layer observed last
   std::int32_t seen_ = -1;       // that layer
 
-  // Scratch.
-  std::vector<float> a_, b_, wide_, logits_, features_, outputs_;
+  // Of the step that is being observed: what fades, and which experts gain how much.
+  std::vector<float> keep_;           // [D] decay to the power of the rows taken
+  std::vector<float> gains_;          // [E, D], zero but for experts that were chosen
+  std::vector<std::int32_t> gained_;  // those experts
+  std::vector<char> chosen_;          // [E] whether among them
+  std::vector<const std::uint16_t*> sources_;
+  std::vector<float> scales_, fresh_, middle_, outputs_, more_, gaps_, p_, scratch_;
+  Row spare_;
 };
 
 }  // namespace prophet

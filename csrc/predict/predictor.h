@@ -6,7 +6,8 @@
 //
 // Two forecasts, for two uses. *Next use* serves eviction: how many turns of its own layer (one
 // turn per token while decoding) until an expert is used again. *Horizons* serve prefetch: the
-// probability that an expert of a coming layer is needed by the same token.
+// probability that an expert of a coming layer is needed by the same token; experts that are less
+// likely than kLeastForecast are left out.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,9 @@
 #include "core/types.h"
 
 namespace prophet {
+
+// Forecasts below it are not worth handing over: with hundreds of experts they are most of them.
+inline constexpr float kLeastForecast = 0.01f;
 
 // What the router of one layer said for the tokens of one step. Arrays are [tokens, top_k], dense.
 struct Glimpse {
@@ -49,7 +53,8 @@ class Predictor {
     return false;
   }
 
-  // Appends forecasts for the layers after `layer`, which was observed last.
+  // Appends forecasts with p >= kLeastForecast for the layers after `layer`, which was observed
+  // last.
   virtual void forecast(std::int32_t layer, std::vector<Forecast>& out) { (void)layer, (void)out; }
 };
 

@@ -266,19 +266,58 @@ void expect_definition(const BankWeights& w) {
     predictor.observe(glimpse_of(trace, at));
     ASSERT_TRUE(predictor.next_use(layer, gaps));
     const auto want = definition.gaps(trace, at);
-    for (std::size_t i = 0; i < kExperts; ++i) EXPECT_NEAR(gaps[i], want[i], 1e-4) << at;
-    std::vector<Forecast> out;
-    predictor.forecast(layer, out);
-    ASSERT_EQ(out.size(), std::size_t(std::min(2, kLayers - 1 - layer)) * kExperts);
-    for (const Forecast& forecast : out) {
-      EXPECT_EQ(forecast.key.layer, layer + forecast.horizon);
-      const auto p = definition.ahead(trace, at, forecast.horizon);
-      EXPECT_NEAR(forecast.p, p[std::size_t(forecast.key.expert)], 1e-4);
+    for (std::size_t i = 0; i < kExperts; ++i) EXPECT_NEAR(gaps[i], want[i], 1e-5) << at;
+    ASSERT_EQ(predictor.horizons(layer), std::min(2, kLayers - 1 - layer));
+    for (std::int32_t f = 1; f <= predictor.horizons(layer); ++f) {
+      std::vector<float> p(kExperts);
+      predictor.probabilities(layer, f, p);
+      const auto wanted = definition.ahead(trace, at, f);
+      for (std::size_t i = 0; i < kExperts; ++i) EXPECT_NEAR(p[i], wanted[i], 1e-5) << at;
     }
   }
 }
 
-TEST(BankPredictor, EqualsItsDefinitionAtEveryStep) { expect_definition(weights()); }
+TEST(BankPredictor, EqualsItsDefinitionAtEveryStepInEveryInstructionSet) {
+  const std::string before{kernel_isa()};
+  for (const std::string& isa : kernel_isas()) {
+    SCOPED_TRACE(isa);
+    set_kernel_isa(isa);
+    expect_definition(weights());
+  }
+  set_kernel_isa(before);
+}
+
+TEST(BankPredictor, ForecastsAreTheProbabilitiesThatAreWorthHandingOver) {
+  BankWeights w = weights();
+  for (float& bias : w.ahead_bias) bias -= 4;  // else all are likely
+  BankPredictor predictor(config(), w);
+  const Trace trace = make_trace(3, 5);
+  bool left_out = false;
+  for (std::size_t at = 0; at < trace.size(); ++at) {
+    const std::int32_t layer = std::int32_t(at % kLayers);
+    predictor.observe(glimpse_of(trace, at));
+    std::vector<Forecast> want, got;
+    for (std::int32_t f = 1; f <= predictor.horizons(layer); ++f) {
+      std::vector<float> p(kExperts);
+      predictor.probabilities(layer, f, p);
+      for (std::int32_t i = 0; i < kExperts; ++i) {
+        if (p[std::size_t(i)] >= kLeastForecast) {
+          want.push_back({{layer + f, i}, p[std::size_t(i)], f});
+        } else {
+          left_out = true;
+        }
+      }
+    }
+    predictor.forecast(layer, got);
+    ASSERT_EQ(got.size(), want.size());
+    for (std::size_t k = 0; k < got.size(); ++k) {
+      EXPECT_EQ(got[k].key, want[k].key);
+      EXPECT_EQ(got[k].p, want[k].p);
+      EXPECT_EQ(got[k].horizon, want[k].horizon);
+    }
+  }
+  EXPECT_TRUE(left_out);
+}
 
 TEST(BankPredictor, MayHaveNoMiddle) {
   BankWeights w = weights();
@@ -373,6 +412,9 @@ TEST(BankPredictor, RefusesTensorsThatDoNotFitAndNumbersThatAreNone) {
   EXPECT_THROW(BankPredictor(c, weights()), InvalidArgument);
   c = config();
   c.bank = {1, 3};
+  EXPECT_THROW(BankPredictor(c, weights()), InvalidArgument);
+  c = config();
+  c.decays[0] = 1;
   EXPECT_THROW(BankPredictor(c, weights()), InvalidArgument);
 }
 
