@@ -97,6 +97,23 @@ ProbePath = Annotated[
     ),
 ]
 
+# What to analyze.
+SlotsList = Annotated[
+    str | None,
+    _flag("--slots", metavar="A,B", text="Sizes to name: 192,50%. Default: 25, 37.5, 50 and 75 %."),
+]
+Phase = Annotated[
+    str,
+    _flag("--phase", metavar="NAME", text="Tokens: auto (decoded where there are any), decode, prefill, all."),
+]
+Horizons = Annotated[str, _flag("--horizons", metavar="A,B", text="Layers ahead, in the same token.")]
+Lags = Annotated[str, _flag("--lags", metavar="A,B", text="Tokens ahead, in the same layer.")]
+ByDomain = Annotated[bool, _flag("--by-domain", text="Show the drift between each two domains.")]
+Shuffles = Annotated[int, _flag("--shuffles", min=2, metavar="N", text="Shuffles of each null.")]
+Bootstrap = Annotated[
+    int, _flag("--bootstrap", min=0, metavar="N", text="Draws of sequences for intervals; 0: none.")
+]
+
 # What to write.
 Timeline = Annotated[
     Path | None, _flag("--timeline", metavar="FILE", text="Write a trace for Perfetto or chrome://tracing.")
