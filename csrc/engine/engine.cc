@@ -84,6 +84,11 @@ void Engine::begin_step(std::int32_t layer) {
   ++ticks_;
   if (!planner_) return;
   planner_->tick();
+  const Mover::Outcomes& outcomes = mover_.outcomes();
+  for (; told_.wasted < outcomes.wasted; ++told_.wasted) planner_->wasted();
+  planner_->paid(double(outcomes.overtaken_bytes - told_.overtaken_bytes) /
+                 double(store_->slot_bytes()));
+  told_ = outcomes;
   replan_ = true;
   if (layer == 0) measure_pace();
 }
@@ -238,7 +243,7 @@ void Engine::admit(Lock& lock, Lease& lease) {
       record(EventKind::hit, now, now, entry.key, bytes);
       cache_.lease(entry.key);
       cache_.used(entry.key);
-      if (mover_.used(entry.key) && planner_) planner_->paid();
+      if (mover_.used(entry.key) && planner_) planner_->paid(1);
       entry.slot = cache_.slot(entry.key);
       entry.status = Lease::Status::held;
       entry.hit = true;

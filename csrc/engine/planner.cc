@@ -28,9 +28,12 @@ double Planner::trust(std::int32_t layer) const {
 
 void Planner::tick() {
   ++ticks_;
-  benefit_ *= kOutcomeFade;
-  cost_ *= kOutcomeFade;
+  for (double* sum : {&benefit_, &cost_, &used_, &wasted_}) *sum *= kOutcomeFade;
   weigh();
+}
+
+void Planner::regretted() {
+  if (wasted_ > 0) cost_ += wasted_ / (used_ + wasted_);
 }
 
 void Planner::weigh() {

@@ -37,10 +37,11 @@ class Planner {
   // The router of the running layer asked for these experts; what was said of it is forgotten.
   void asked(std::int32_t layer, std::span<const std::int32_t> experts);
 
-  // Outcomes, each of one expert.
-  void paid() { benefit_ += 1; }       // brought early, and used
-  void regretted() { cost_ += 1; }     // evicted for a wish, and missed
-  void delayed() { cost_ += chunk_; }  // a demand that found a prefetch on the link
+  // Outcomes, in transfers of an expert.
+  void paid(double part) { benefit_ += part, used_ += part; }  // brought early, and used
+  void wasted() { wasted_ += 1; }                              // brought for nothing
+  void regretted();                                            // evicted for a wish, and missed
+  void delayed() { cost_ += chunk_ / 2; }  // a demand that found a prefetch on the link
 
   // The link: times of one expert and of one layer step, the part of a step without demands.
   struct Pace {
@@ -70,7 +71,7 @@ class Planner {
   std::vector<Word> words_;   // [layers]
   std::vector<Trust> trust_;  // [layers]
   std::vector<Forecast> candidates_;
-  double benefit_ = 0, cost_ = 0;  // in transfers of an expert
+  double benefit_ = 0, cost_ = 0, used_ = 0, wasted_ = 0;  // in transfers of an expert
   std::int64_t silent_until_ = 0, silence_ = 0;
   std::uint64_t held_ = 0;
 };

@@ -56,6 +56,7 @@ void Mover::evicted(ExpertKey key) {
   if (unused > 0) {
     recorder_.record({now, now, EventKind::prefetch_wasted, key, unused});
     recorder_.record({now, now, EventKind::evicted_unused, key, 0});
+    ++outcomes_.wasted;
     unused = 0;
   }
 }
@@ -88,6 +89,7 @@ bool Mover::demand(ExpertKey key) {
     // On its way: what a failed chunk left behind cannot be mended, the rest is promoted.
     if (!transfer->error.empty()) return false;
     transfer->cancelled = false;
+    if (transfer->lane == Lane::prefetch) outcomes_.overtaken_bytes += started(*transfer);
     transfer->lane = Lane::demand;
     start_all_chunks(*transfer);
     return true;
@@ -133,8 +135,9 @@ void Mover::start_wishes() {
   while (free > 0 && !wishes_.empty()) {
     const Prefetch wish = wishes_.back();
     wishes_.pop_back();
-    if (cache_.state(wish.key) != Residency::absent) continue;           // a demand was faster
-    if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish))) continue;  // no slot is worth less
+    if (cache_.state(wish.key) != Residency::absent) continue;  // a demand was faster
+    if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish)))
+      continue;  // no slot is worth less
     while (free > 0 && start_chunk(moving_.back())) --free;
   }
 }
@@ -159,6 +162,12 @@ void Mover::poll(Transfer& transfer) {
   // Nothing follows before all have landed, so one that has not is reason enough to stop looking;
   // the youngest is the likeliest.
   while (!chunks.empty() && landed(transfer, chunks.back())) chunks.pop_back();
+}
+
+std::uint64_t Mover::started(const Transfer& transfer) const {
+  std::uint64_t bytes = transfer.moved;
+  for (const Chunk& chunk : transfer.chunks) bytes += chunk.second;
+  return bytes;
 }
 
 bool Mover::all_started(const Transfer& transfer) const {

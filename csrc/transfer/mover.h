@@ -40,6 +40,12 @@ class Mover {
   Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span<std::byte> arena,
         Recorder& recorder, MoverOptions options);
 
+  // Prefetches so far: brought and evicted unused; bytes moved before the router overtook one.
+  struct Outcomes {
+    std::uint64_t wasted = 0, overtaken_bytes = 0;
+  };
+  const Outcomes& outcomes() const { return outcomes_; }
+
   // Something that ended: the expert is resident, or failed with a reason.
   struct Ending {
     ExpertKey key;
@@ -102,6 +108,7 @@ class Mover {
   bool landed(Transfer& transfer, const Chunk& chunk);  // or failed: noted in the transfer
   void poll(Transfer& transfer);
   bool all_started(const Transfer& transfer) const;
+  std::uint64_t started(const Transfer& transfer) const;  // bytes landed or on the link
   void finish(const Transfer& transfer, std::vector<Ending>& ended);
   void evicted(ExpertKey key);
   Transfer* find(ExpertKey key);
@@ -118,6 +125,7 @@ class Mover {
   std::vector<Prefetch> wishes_;       // not started, best last
   std::vector<std::uint64_t> unused_;  // [experts] bytes a prefetch brought, not used yet
   std::vector<bool> displaced_;        // [experts]
+  Outcomes outcomes_;
 };
 
 }  // namespace prophet
