@@ -95,7 +95,11 @@ class TraceWriter:
 
     @staticmethod
     def require_free(path: Path, *, resume: bool) -> None:
-        """Raises TraceError when a trace of that name, or, without `resume`, its parts are there."""
+        """Raises TraceError when a trace of that name, or, without `resume`, its parts are there, or when
+        nothing can be written at that place."""
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise TraceError(f"{place} is no folder to write {path.name} in: choose another place.")
         if path.exists():
             raise TraceError(f"{path} exists already: choose another name or remove it.")
         parts = TraceWriter.parts_of(path)

@@ -87,7 +87,8 @@ class _Ears:
     # A router speaks before its experts, layer after layer.
 
     def _router(self, number: int, read: torch.Tensor, *_: Any) -> None:
-        read = read.detach().reshape(-1, read.shape[-1]).to("cpu", torch.float32)
+        # Copies, here and below: the caller may write into its tensors later.
+        read = read.detach().reshape(-1, read.shape[-1]).to("cpu", torch.float32, copy=True)
         if self._hidden == "F16":
             if read.abs().max() > WIDEST_F16:
                 raise UnsupportedModelError(
@@ -100,7 +101,6 @@ class _Ears:
     def _experts(
         self, number: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *_: Any
     ) -> None:
-        # Copies: the caller may write into its tensors later.
         self._ids.append(ids.detach().to("cpu", torch.int64, copy=True))
         self._weights.append(weights.detach().to("cpu", torch.float32, copy=True))
         if len(self._ids) != number + 1 or (self._hidden and len(self._inputs) != number + 1):

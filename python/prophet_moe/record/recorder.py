@@ -197,6 +197,6 @@ def _told_of_the_disk(path: Path) -> Iterator[None]:
         if isinstance(error, ProphetError):
             raise
         raise WriteError(
-            f"{TraceWriter.parts_of(path)} could not be written ({error.strerror}): what was complete "
-            "is there; free some space and go on with --resume."
+            f"{TraceWriter.parts_of(path)} could not be written ({error.strerror}): the sequences that are "
+            "complete are kept there; make room and go on with --resume."
         ) from error
