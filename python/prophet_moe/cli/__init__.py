@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prophet_moe.cli import analyze, bench, chat, demo, doctor, pack, plan, run, simulate, trace
+from prophet_moe.cli import analyze, bench, chat, demo, doctor, pack, plan, report, run, simulate, trace
 
 USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
@@ -54,6 +54,7 @@ for _group, _verb, _help, _short in (
     (UNDERSTAND, doctor.doctor, doctor.HELP, "Check and measure this machine."),
     (STUDY, bench.bench, bench.HELP, "Measure systems against each other and stock."),
     (STUDY, simulate.simulate, simulate.HELP, "Replay a trace on any machine, by any system."),
+    (STUDY, report.report, report.HELP, "Draw results as one HTML page."),
     (STUDY, analyze.analyze, analyze.HELP, "How predictable is routing, and what is that worth?"),
 ):
     app.command(help=_help, short_help=_short, rich_help_panel=_group)(_verb)

@@ -1,0 +1,1 @@
+"""Reads result files and draws them: one HTML page that needs no network (extra `report`)."""

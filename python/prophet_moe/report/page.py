@@ -1,0 +1,124 @@
+"""One self-contained HTML page from result lines: it opens without a network, on a phone and on a desk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from prophet_moe.errors import InvalidArgument
+from prophet_moe.report.study import (
+    BOUNDS,
+    CLAIRVOYANT_EVICTION,
+    ON_DEMAND,
+    RESIDENT,
+    Study,
+    bytes_per_token,
+    miss_rate,
+    ratio,
+    stalled_share,
+    studies,
+    tpot,
+)
+from prophet_moe.sim.results import Line, read_results
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "assets" / "report"
+HEADINGS = (
+    "system",
+    "ms/token",
+    "p99.9",
+    "vs on-demand",
+    "vs belady",
+    "of resident",
+    "misses",
+    "MB/token",
+    "stalled",
+)
+
+
+def read_all(paths: Sequence[Path]) -> list[Line]:
+    """The lines of all files. Raises InvalidArgument: none, no results, another version; OSError."""
+    lines = [line for path in paths for line in read_results(path)]
+    if not lines:
+        raise InvalidArgument(
+            f"there is no result in {', '.join(map(str, paths))}: make some by prophet simulate -o FILE."
+        )
+    return lines
+
+
+def render(lines: Sequence[Line], title: str = "Prophet: results") -> str:
+    """The page. Raises InvalidArgument where plotly is not installed."""
+    if find_spec("plotly") is None:
+        raise InvalidArgument("the page needs plotly: pip install 'prophet-moe[report]'.")
+    from plotly.offline import get_plotlyjs
+
+    from prophet_moe.report.figures import drawings
+    from prophet_moe.report.review import review
+
+    parts = []
+    for number, study in enumerate(studies(lines), 1):
+        parts.append({
+            "key": f"study{number}",
+            "title": study.title,
+            "subtitle": study.subtitle,
+            "command": study.command(),
+            "headings": HEADINGS,
+            "tables": tables(study),
+            "drawings": [
+                {**vars(one), "json": None if one.figure is None else _inert(one.figure.to_json())}
+                for one in drawings(study)
+            ],
+            "review": review(study),
+        })  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(title=title, studies=parts, plotly=get_plotlyjs())
+
+
+def _inert(json: str) -> str:
+    """JSON that cannot end the script element it stands in, whatever the labels of a trace say."""
+    return json.replace("<", "\\u003c")
+
+
+def tables(study: Study) -> list[dict[str, Any]]:
+    """For each number of slots: its title, and a row of texts per system, fastest first, bounds marked."""
+    found = []
+    for slots in study.slots():
+        lines = [line for name in study.systems() if (line := study.line(name, slots))]
+        floor, bound, top = (study.line(name, slots) for name in (ON_DEMAND, CLAIRVOYANT_EVICTION, RESIDENT))
+        fits = all(line["fits"] for line in lines if line["system"] != RESIDENT)
+        lines.sort(key=lambda line: (tpot(line) is None, tpot(line) or 0))
+        rows = [
+            {"bound": line["system"] in BOUNDS, "cells": _cells(line, floor, bound, top)} for line in lines
+        ]
+        more = "" if fits else ", more than the fast memory holds"
+        found.append({"title": f"{study.share(slots)} of experts ({slots} slots){more}", "rows": rows})
+    return found
+
+
+def _cells(line: Line, floor: Line | None, bound: Line | None, top: Line | None) -> list[str]:
+    def against(other: Line | None) -> str:
+        return _text(None if other is None else ratio(tpot(line), tpot(other)), ".2f", "x")
+
+    reached = None if top is None else ratio(tpot(top), tpot(line))
+    moved = bytes_per_token(line)
+    return [
+        line["system"],
+        _text(tpot(line), ".2f"),
+        _text(line["tpot_ms"]["p999"], ".2f"),
+        against(floor),
+        against(bound),
+        _text(reached, ".0%"),
+        _text(miss_rate(line), ".1%"),
+        _text(None if moved is None else moved / 1e6, ".1f"),
+        _text(stalled_share(line), ".0%"),
+    ]
+
+
+def _text(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
