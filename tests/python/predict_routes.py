@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from prophet_moe.formats.trace import TraceReader, TraceWriter
 from prophet_moe.predict.features import Stream
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
@@ -44,3 +45,24 @@ def scrambled(original, token, layer, seed=1):
         mixed[token + 1 :], mixed[token, layer + 1 :] = theirs[token + 1 :], theirs[token, layer + 1 :]
         parts.append(mixed)
     return Stream(parts[0], parts[1], original.starts, EXPERTS, original.labels, parts[2])
+
+
+def record(path, hidden=0, labels=("code", "prose"), sequences=8):
+    """Streams of seeds 0, 1, ... as the sequences of a trace on disk; their labels take turns."""
+    with TraceWriter(
+        path,
+        model="toy",
+        layers=LAYERS,
+        experts_per_layer=EXPERTS,
+        top_k=TOP_K,
+        hidden=hidden,
+        token_id=False,
+    ) as trace:
+        for seed in range(sequences):
+            s = stream(150 + seed, seed, hidden)
+            rows = {"experts": s.experts, "gate_probs": s.gate, "phase": np.ones(len(s), np.uint8)}
+            if hidden:
+                rows["gate_input"] = s.hidden
+            trace.append(**rows)
+            trace.end_sequence(labels[seed % len(labels)], source=f"book {seed % 3}")
+    return TraceReader(path)

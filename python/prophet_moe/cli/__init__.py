@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from prophet_moe.cli import analyze, bench, chat, demo, doctor, pack, plan, report, run, simulate, trace
+from prophet_moe.cli import (
+    analyze,
+    bench,
+    chat,
+    demo,
+    doctor,
+    pack,
+    plan,
+    report,
+    run,
+    score,
+    simulate,
+    trace,
+    train,
+)
 
 USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
@@ -56,6 +70,8 @@ for _group, _verb, _help, _short in (
     (STUDY, simulate.simulate, simulate.HELP, "Replay a trace on any machine, by any system."),
     (STUDY, report.report, report.HELP, "Draw results as one HTML page."),
     (STUDY, analyze.analyze, analyze.HELP, "How predictable is routing, and what is that worth?"),
+    (STUDY, train.train, train.HELP, "Learn to forecast routing from a trace."),
+    (STUDY, score.score, score.HELP, "How good is a predictor, and against what?"),
 ):
     app.command(help=_help, short_help=_short, rich_help_panel=_group)(_verb)
 app.add_typer(

@@ -6,6 +6,7 @@ cache stays warm. All features of a row use that row and earlier ones; all label
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,11 @@ def stream_of(trace: TraceReader, sequences: Sequence[int], hidden: bool = False
         [trace.labels[s] for s in sequences],
         np.concatenate(read).astype(np.float16) if read else None,
     )
+
+
+def fingerprint(stream: Stream) -> str:
+    """sha256 of the expert ids, in the order they were seen."""
+    return hashlib.sha256(np.ascontiguousarray(stream.experts, np.int32).tobytes()).hexdigest()
 
 
 def averages(stream: Stream, decays: Sequence[float], dtype: Any = np.float16) -> npt.NDArray[Any]:

@@ -22,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from prophet_moe.errors import InvalidArgument, StateError
 
 from .bank import Bank
-from .features import Rows
+from .features import Rows, fingerprint
 from .paper import Paper
 
 Network = Bank | Paper
@@ -118,7 +118,7 @@ def train(
 
     Stops after `recipe.steps`, `recipe.seconds`, or `recipe.patience` validations without a better
     loss. With `checkpoint`, state is written there at each validation (atomically) and training
-    resumes from it when it exists; a checkpoint of another recipe or network is refused. A loss
+    resumes from it when it exists; a checkpoint of another recipe, network or trace is refused. A loss
     that is not finite raises StateError, and the network keeps the best weights so far.
     """
     if len(rows) <= recipe.tokens + 1:
@@ -132,7 +132,8 @@ def train(
     span = min(recipe.span, layers)
     usual = span * layers / (layers + span - 1)  # mean length of a span cut at the first and last layer
     optimiser = torch.optim.AdamW(net.groups(recipe.decay), lr=recipe.rate)
-    run = _Run(net, optimiser, rng, recipe, checkpoint)
+    data = f"{fingerprint(rows.stream)} {fingerprint(held_out.stream)}" if checkpoint else ""
+    run = _Run(net, optimiser, rng, recipe, checkpoint, data)
     run.resume()
     start = time.monotonic() - run.seconds
     net.train()
@@ -177,9 +178,16 @@ class _Run:
     """Everything that a checkpoint must hold for training to go on as if it had not stopped."""
 
     def __init__(
-        self, net: Network, optimiser: Any, rng: np.random.Generator, recipe: Recipe, path: Path | None
+        self,
+        net: Network,
+        optimiser: Any,
+        rng: np.random.Generator,
+        recipe: Recipe,
+        path: Path | None,
+        data: str,
     ) -> None:
         self.net, self.optimiser, self.rng, self.recipe, self.path = net, optimiser, rng, recipe, path
+        self.data = data
         self.step = self.stale = 0
         self.best, self.seconds = math.inf, 0.0
         self.history: list[dict[str, Any]] = []
@@ -188,7 +196,9 @@ class _Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"network": asdict(self.net.config), "recipe": asdict(self.recipe)}
+        """What must be the same for a checkpoint to be this run's; how long it may take need not."""
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("seconds", "patience")}
+        return {"network": asdict(self.net.config), "recipe": recipe, "data": self.data}
 
     def follow(self) -> None:
         keep = min(self.recipe.average, self.step / (self.step + 9))
@@ -246,7 +256,7 @@ class _Run:
             ) from error
         if not same:
             raise InvalidArgument(
-                f"{self.path} belongs to another network or recipe; delete it, or train with its options"
+                f"{self.path} belongs to another network, recipe or trace; delete it, or use its options"
             )
         self.net.load_state_dict(state["net"])
         self.average, self.kept = state["average"], state["kept"]

@@ -1,43 +1,22 @@
 """From a trace on disk to a predictor file and its figures, and what is refused on the way."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from predict_routes import EXPERTS, LAYERS, TOP_K, stream
+from predict_routes import EXPERTS, LAYERS, TOP_K, record, stream
 
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.formats.trace import Split, TraceError, TraceReader, TraceWriter
-from prophet_moe.predict import __main__ as command
+from prophet_moe.formats.trace import Split, TraceError
+from prophet_moe.predict.evaluate import evaluate
 from prophet_moe.predict.export import PredictorError, load, save
-from prophet_moe.predict.features import stream_of
-from prophet_moe.predict.fit import evaluate, fingerprint, fit, network
+from prophet_moe.predict.features import fingerprint, stream_of
+from prophet_moe.predict.fit import fit, network
 from prophet_moe.predict.train import Recipe
 
 OPTIONS = {"rank": 16, "decays": (0.5, 0.8, 0.95), "bank": (1, 2), "heads": (1, 3, 8), "ahead": 2}
 RECIPE = Recipe(steps=60, windows=8, tokens=6, span=3, warm=5, head_weights=(3, 2, 2), every=30, rate=5e-3)
 SPLIT = Split((0, 1, 2, 3), (4, 5), (6, 7), ())
-
-
-def record(path, hidden=0):
-    with TraceWriter(
-        path,
-        model="toy",
-        layers=LAYERS,
-        experts_per_layer=EXPERTS,
-        top_k=TOP_K,
-        hidden=hidden,
-        token_id=False,
-    ) as trace:
-        for seed in range(8):
-            s = stream(150 + seed, seed, hidden)
-            rows = {"experts": s.experts, "gate_probs": s.gate, "phase": np.ones(len(s), np.uint8)}
-            if hidden:
-                rows["gate_input"] = s.hidden
-            trace.append(**rows)
-            trace.end_sequence("prose" if seed % 2 else "code")
-    return TraceReader(path)
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +96,30 @@ def test_a_predictor_of_another_model_is_not_scored(trace, tmp_path):
         evaluate(made, trace, SPLIT)
 
 
-def test_the_bare_command_trains_and_scores(trace, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "p.safetensors"
-    recipe = {"steps": 4, "windows": 4, "tokens": 4, "head_weights": [1, 1, 1]}
-    split = ["--test", "2", "--val", "2"]
-    chosen = ["--options", json.dumps(OPTIONS), "--recipe", json.dumps(recipe)]
-    monkeypatch.setattr(sys, "argv", ["predict", "train", str(trace.path), str(out), *split, *chosen])
-    command.main()
-    assert load(out).training["split"] == {"test": 2, "val": 2, "seed": 0}
-    monkeypatch.setattr(sys, "argv", ["predict", "score", str(out), str(trace.path), *split, "--keep"])
-    before = load(out)
-    command.main()
-    report, after = json.loads(capsys.readouterr().out), load(out)
-    assert report["eviction"]["slots"] == [0.25, 0.375, 0.5, 0.75]
-    assert after.scores["eviction"] == report["eviction"]
-    assert after.scores["ahead"]["1"] == report["ahead"]["prophet"]["1"]["all"]
-    for name, value in before.net.state_dict().items():
-        np.testing.assert_allclose(after.net.state_dict()[name], value, atol=1e-5)
+def test_more_layers_ahead_than_a_model_has_are_refused(trace):
+    with pytest.raises(InvalidArgument, match=f"a model with {LAYERS} MoE layers has at most {LAYERS - 1}"):
+        network(stream(20), "bank", "history", {"ahead": LAYERS}, 0)
+
+
+def test_a_refit_learns_from_the_sequences_for_choices_and_keeps_what_was_chosen(trace):
+    first = fit(trace, SPLIT, RECIPE, options=OPTIONS)
+    second = fit(trace, SPLIT, RECIPE, options=OPTIONS, refit=True)
+    assert second.training["sequences"] == len(SPLIT.train) + len(SPLIT.val)
+    assert second.training["tokens"] == first.training["tokens"] + 154 + 155
+    np.testing.assert_array_equal(second.calibration.gap_weight, first.calibration.gap_weight)
+    assert not np.array_equal(second.net.mix.detach(), first.net.mix.detach())
+
+
+def test_training_can_begin_with_the_weights_of_another(trace, tmp_path):
+    made = fit(trace, SPLIT, RECIPE, options=OPTIONS)
+    save(made, tmp_path / "p")
+    still = Recipe(steps=1, rate=0.0, windows=2, tokens=4, head_weights=(1, 1, 1))
+    again = fit(trace, SPLIT, still, "transformer", start=load(tmp_path / "p"))
+    assert again.kind == "bank"
+    assert again.training["started from"] == made.training["sha256"]
+    for name, value in load(tmp_path / "p").net.state_dict().items():
+        np.testing.assert_allclose(again.net.state_dict()[name], value, atol=1e-6)
+    other = network(stream(20), "bank", "history", OPTIONS, 0)
+    made.net = type(other)(type(other.config)(LAYERS + 1, EXPERTS, TOP_K, **OPTIONS))
+    with pytest.raises(PredictorError, match="Train one with"):
+        fit(trace, SPLIT, still, start=made)

@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_the_best_weights_stay(parts):
 def test_refuses_foreign_checkpoints_and_short_traces(parts, tmp_path):
     path = tmp_path / "run.ckpt"
     train(fresh(), *parts, replace(SMALL, steps=10), None, path)
-    with pytest.raises(InvalidArgument, match="another network or recipe"):
+    with pytest.raises(InvalidArgument, match="another network, recipe or trace"):
         train(fresh(), *parts, replace(SMALL, steps=20), None, path)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(InvalidArgument, match="is no checkpoint"):
