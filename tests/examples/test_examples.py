@@ -40,6 +40,14 @@ def test_budget_and_report() -> None:
     assert "same tokens" in said
 
 
+def test_record_a_trace() -> None:
+    said = run("04_record_a_trace")
+    found = re.findall(r"^(\w+) +(\d+) tokens, (\d+)% of the experts", said, re.MULTILINE)
+    assert [domain for domain, _, _ in found] == ["code", "dialogue", "math", "medical", "novel", "speech"]
+    # Of 32 experts 4 are chosen: by chance an eighth would be chosen again.
+    assert all(int(share) > 12 for _, _, share in found)
+
+
 @pytest.mark.slow
 def test_remake_reference_model(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
