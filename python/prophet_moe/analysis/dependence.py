@@ -40,7 +40,7 @@ class Measured:
     plug_in: float
     miller_madow: float | None
     null: float  # mean over shuffles, of the estimate that `corrected` starts from
-    null_interval: tuple[float, float]  # 2.5 % and 97.5 % of the null
+    null_interval: tuple[float, float]  # 95 %: mean and 1.96 standard deviations of the shuffles
     corrected: float
     interval: tuple[float, float] | None
     target_entropy: float
@@ -156,6 +156,7 @@ def _measure(
         flat = resampling.weights @ tables.reshape(resampling.groups, -1)
         drawn = flat.reshape(-1, experts, experts)
     other, moved = shuffled(pairing.other), shuffled(pairing.moved)
+    kept = np.array([s.share for s in pairing.other])  # fewer pairs err more, as 1 / pairs
     out = {}
     for name, form in forms.items():
 
@@ -170,7 +171,7 @@ def _measure(
             miller_madow=None if corrected is None else float(corrected),
             entropy=float(uncertain),
             maximum=maximum,
-            other=estimate(other),
+            other=estimate(other) * kept,
             moved=estimate(moved),
             drawn=None if replicates is None else (replicates[0], replicates[2]),
         )
@@ -201,7 +202,10 @@ def average(pairs: list[Raw]) -> Measured:
         plug_in=mean(lambda raw: raw.plug_in),
         miller_madow=madow,
         null=float(null.mean()),
-        null_interval=(float(np.quantile(null, 0.025)), float(np.quantile(null, 0.975))),
+        null_interval=(
+            float(null.mean() - 1.96 * null.std(ddof=1)),
+            float(null.mean() + 1.96 * null.std(ddof=1)),
+        ),
         corrected=corrected,
         interval=bits,
         target_entropy=mean(lambda raw: raw.entropy),

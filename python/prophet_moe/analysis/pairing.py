@@ -53,10 +53,11 @@ def resample(sample: Sample, times: int, random: np.random.Generator) -> Resampl
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Pairs of a null: source row [m], target row [m]."""
+    """Pairs of a null: source row [m'], target row [m'], and m' as a share of the true pairs' m."""
 
     source: Index
     target: Index
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def pair(sample: Sample, lag: int, shuffles: int, random: np.random.Generator) -
         if len(blocks) > 1:
             order = np.concatenate([blocks[i] for i in random.permutation(len(blocks))])
             keep = sequence != sequence[order]
-            other.append(Shuffle(source[keep], target[order][keep]))
+            other.append(Shuffle(source[keep], target[order][keep], float(keep.mean())))
         turned = np.concatenate([np.roll(b, _distance(len(b), random)) for b in blocks])
         moved.append(Shuffle(source, target[turned]))
     return Pairing(lag, source, target, sequence, tuple(other) or tuple(moved), tuple(moved))

@@ -105,7 +105,7 @@ def _returns(uses: NDArray[np.int64], first: int, shape: tuple[int, ...]) -> Flo
     """How many uses of a piece return within each of GAPS tokens; times count layer steps, down from 0."""
     tokens, layers, top_k = shape
     now = (first * layers + np.arange(tokens * layers))[:, None]
-    steps = uses.reshape(-1, top_k) - now
+    steps = np.minimum(uses, 1 << 40).reshape(-1, top_k) - now  # none: far beyond any gap
     return np.array([(steps <= gap * layers).sum() for gap in GAPS], np.float64)
 
 
