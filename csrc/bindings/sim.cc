@@ -9,6 +9,7 @@
 #include "bindings/counters.h"
 #include "bindings/parts.h"
 #include "bindings/predictor.h"
+#include "bindings/prefetch.h"
 #include "core/error.h"
 #include "sim/next_use.h"
 #include "sim/replay.h"
