@@ -68,17 +68,14 @@ def sweep(
     settings: fields of Recipe that are changed. With `folder`, predictors are kept there under the names
     of their combinations, and one that is there already is scored again instead of being trained.
     """
-    yardsticks: dict[bool, Yardstick] = {}
-    for chosen in combinations(axes):
-        design = design_of(base, chosen)
+    designs = [design_of(base, chosen) for chosen in combinations(axes)]
+    yardstick = Yardstick(trace, split, any(design.inputs != "history" for design in designs))
+    for chosen, design in zip(combinations(axes), designs, strict=True):
         options = design.network_options()
         recipe: Recipe = design.recipe(
             **{**settings, **({"seed": int(chosen["seed"])} if "seed" in chosen else {})}
         )
         path = folder / ("-".join(f"{k}_{v}" for k, v in chosen.items()) + ".safetensors") if folder else None
-        hidden = design.inputs != "history"
-        if hidden not in yardsticks:
-            yardsticks[hidden] = Yardstick(trace, split, hidden)
         if path and path.is_file():
             made = export.load(path)
         else:
@@ -90,7 +87,7 @@ def sweep(
 
             made = fit(trace, split, recipe, design.kind, design.inputs, options, tell, checkpoint)
         began = time.monotonic()
-        report = evaluate(made, trace, split, yardstick=yardsticks[hidden], compare=False)
+        report = evaluate(made, trace, split, yardstick=yardstick, compare=False)
         if path and not path.is_file():
             made.scores = summary(report)
             export.save(made, path)
