@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from prophet_moe.cli import options as flag
 from prophet_moe.cli import options_trace as own
-from prophet_moe.cli.console import data, guarded, log, print_json
+from prophet_moe.cli.console import data, guarded, log, print_block, print_json
 
 if TYPE_CHECKING:
     from prophet_moe.formats.trace import TraceReader
@@ -138,6 +138,8 @@ def record(
             )
     wish = Wish(model, budget, slots, system, exact, pool, threads, needed, quiet=quiet)
     with Session(wish, info) as session, _sequences_bar(quiet) as progress:
+        if verbose:
+            print_block(session.offload.plan.lines())
         try:
             trace = record_trace(
                 session.model,
@@ -153,8 +155,10 @@ def record(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            log().print(f"what is complete is in {TraceWriter.parts_of(output)}: go on with --resume.",
-                        markup=False, soft_wrap=True)  # fmt: skip
+            parts = TraceWriter.parts_of(output)
+            if parts.exists():
+                log().print(f"what is complete is in {parts}: go on with --resume.",
+                            markup=False, soft_wrap=True)  # fmt: skip
             raise
     _told(trace, json, quiet)
 

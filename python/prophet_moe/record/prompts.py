@@ -134,6 +134,8 @@ def _of_json(file: Path, number: int, line: str) -> Prompt:
     value, label = row[keys[0]], row.get("domain", row.get("label", file.stem))
     if not isinstance(label, str):
         raise InvalidArgument(f"{file}, line {number}: the domain must be a text, not {json.dumps(label)}.")
+    if any("\ud800" <= letter <= "\udfff" for letter in f"{label}{value}"):
+        raise InvalidArgument(f"{file}, line {number} holds half a surrogate pair, which is no character.")
     source = f"{file.name}:{number}"
     if keys[0] != "ids":
         if not isinstance(value, str) or not value:
