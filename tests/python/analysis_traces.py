@@ -45,14 +45,14 @@ def write(
 
 
 def noisy_copy(n: int, experts: int, noise: float, random: np.random.Generator) -> tuple[Any, float]:
-    """[n, 2, 1]: layer 1 repeats layer 0, but with probability `noise` is drawn anew; and the bits it tells."""
+    """[n, 2, 1]: layer 1 repeats layer 0, or with probability `noise` is drawn anew; the bits it tells."""
     first = random.integers(experts, size=n)
     second = np.where(random.random(n) < noise, random.integers(experts, size=n), first)
     return np.stack([first, second], 1)[:, :, None], symmetric_bits(experts, 1 - noise + noise / experts)
 
 
 def chain(lengths: Sequence[int], layers: int, experts: int, stay: float, random: np.random.Generator) -> Any:
-    """[N, layers, 1]: independent chains that stay with this probability, and else move to any other expert."""
+    """[N, layers, 1]: independent chains; each stays with this probability, else moves to any other."""
     out = np.empty((sum(lengths), layers, 1), np.int64)
     for layer in range(layers):
         at = 0
@@ -65,13 +65,13 @@ def chain(lengths: Sequence[int], layers: int, experts: int, stay: float, random
 
 
 def chain_bits(experts: int, stay: float, steps: int) -> float:
-    """I(X_t; X_{t + steps}) of `chain`: its matrix has the eigenvalue stay - (1 - stay) / (E - 1)."""
+    """I(X_t; X_{t + steps}) of `chain`, whose matrix has the eigenvalue stay - (1 - stay) / (E - 1)."""
     value = (stay - (1 - stay) / (experts - 1)) ** steps
     return symmetric_bits(experts, 1 / experts + (1 - 1 / experts) * value)
 
 
 def symmetric_bits(experts: int, same: float) -> float:
-    """Uniform source; the target is the same with this probability and any other with what is left, evenly."""
+    """Uniform source; the target is the same with this probability, and any other evenly."""
     other = (1 - same) / (experts - 1)
     bits = np.log2(experts)
     bits += same * np.log2(same) if same > 0 else 0

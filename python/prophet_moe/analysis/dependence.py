@@ -110,7 +110,7 @@ def member_form(joint: Floats, top_k: int) -> tuple[Floats, Floats | None, Float
 def best_single_form(joint: Floats, top_k: int) -> tuple[Floats, Floats | None, Floats, float]:
     experts = joint.shape[-1]
     x, y = joint.sum(-1) / top_k, joint.sum(-2) / top_k
-    n = joint.sum((-1, -2)) / top_k**2
+    n = np.maximum(joint.sum((-1, -2)) / top_k**2, 1.0)
     bits = binary_information(joint, x, y, n).max(-2).sum(-1)
     uncertain = binary_entropy(y / np.asarray(n)[..., None]).sum(-1)
     return bits, None, uncertain, float(experts * binary_entropy(top_k / experts))
@@ -186,12 +186,13 @@ def average(pairs: list[Raw]) -> Measured:
     def mean(of: Callable[[Raw], float]) -> float:
         return float(np.mean([of(raw) for raw in pairs]))
 
-    def safe(raw: Raw) -> float:
-        return raw.entropy if raw.entropy > 0 else 1.0
+    def safe(bits: float) -> float:  # nothing uncertain: a share of 0
+        return bits if bits > 1e-9 else 1.0
 
     null = np.mean([raw.other for raw in pairs], axis=0)
+    spread = 1.96 * float(null.std(ddof=1))
     corrected = mean(lambda raw: raw.start - float(raw.other.mean()))
-    share = mean(lambda raw: (raw.start - float(raw.other.mean())) / safe(raw))
+    share = mean(lambda raw: (raw.start - float(raw.other.mean())) / safe(raw.entropy))
     madow = None if pairs[0].miller_madow is None else mean(lambda raw: raw.miller_madow or 0.0)
     bits, shares = None, None
     drawn = [raw.drawn for raw in pairs if raw.drawn is not None]
@@ -202,18 +203,17 @@ def average(pairs: list[Raw]) -> Measured:
         plug_in=mean(lambda raw: raw.plug_in),
         miller_madow=madow,
         null=float(null.mean()),
-        null_interval=(
-            float(null.mean() - 1.96 * null.std(ddof=1)),
-            float(null.mean() + 1.96 * null.std(ddof=1)),
-        ),
+        null_interval=(float(null.mean()) - spread, float(null.mean()) + spread),
         corrected=corrected,
         interval=bits,
         target_entropy=mean(lambda raw: raw.entropy),
         of_entropy=share,
         of_entropy_interval=shares,
-        of_maximum=mean(lambda raw: (raw.start - float(raw.other.mean())) / raw.maximum),
+        of_maximum=mean(lambda raw: (raw.start - float(raw.other.mean())) / safe(raw.maximum)),
         beyond_popularity=mean(lambda raw: raw.start - float(raw.moved.mean())),
-        beyond_popularity_of_entropy=mean(lambda raw: (raw.start - float(raw.moved.mean())) / safe(raw)),
+        beyond_popularity_of_entropy=mean(
+            lambda raw: (raw.start - float(raw.moved.mean())) / safe(raw.entropy)
+        ),
     )
 
 

@@ -58,7 +58,7 @@ def binary_information(both: Counts, x: Counts, y: Counts, n: Counts) -> NDArray
     """
     both = np.asarray(both, np.float64)
     a, b = np.asarray(x, np.float64)[..., :, None], np.asarray(y, np.float64)[..., None, :]
-    total = np.asarray(n, np.float64)[..., None, None]
+    total = np.maximum(np.asarray(n, np.float64), 1.0)[..., None, None]
     cells = xlog2x(both) + xlog2x(a - both) + xlog2x(b - both) + xlog2x(total - a - b + both)
     sides = xlog2x(a) + xlog2x(total - a) + xlog2x(b) + xlog2x(total - b)
     return (cells - sides + xlog2x(total)) / total

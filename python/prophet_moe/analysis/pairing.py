@@ -3,9 +3,9 @@
 Tokens of one sequence depend on each other, so a shuffle of single tokens would understate what chance
 does. Two nulls keep the order of tokens on either side:
 
-    other   the targets of whole sequences, in a shuffled order of sequences; no pair within one sequence.
-            What is left is estimation error: true information is 0. A trace of one sequence is turned by a
-            random distance.
+    other   sequences in a shuffled order, the targets turned against the sources by between a quarter and
+            three quarters of all; pairs within one sequence are dropped. What is left is estimation error:
+            true information is 0. Of one sequence there is no other, and "moved" takes its place.
     moved   targets of the same sequence, turned by between a quarter and three quarters of its length. What
             is left is what the two sides share because they belong to one text (its popularity), not one
             moment.
@@ -84,8 +84,10 @@ def pair(sample: Sample, lag: int, shuffles: int, random: np.random.Generator) -
     for _ in range(shuffles if len(source) else 0):
         if len(blocks) > 1:
             order = np.concatenate([blocks[i] for i in random.permutation(len(blocks))])
-            keep = sequence != sequence[order]
-            other.append(Shuffle(source[keep], target[order][keep], float(keep.mean())))
+            turned = np.roll(order, _distance(len(order), random))
+            keep = sequence[order] != sequence[turned]
+            a, b = source[order[keep]], target[turned[keep]]
+            other.append(Shuffle(a, b, float(keep.mean())))
         turned = np.concatenate([np.roll(b, _distance(len(b), random)) for b in blocks])
         moved.append(Shuffle(source, target[turned]))
     return Pairing(lag, source, target, sequence, tuple(other) or tuple(moved), tuple(moved))

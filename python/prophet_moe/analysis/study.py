@@ -110,8 +110,8 @@ def analyze(
     resampling = resample(sample, chosen.bootstrap, random)
     laws = []
     for layer in range(sample.layers):
-        tell("popularity", layer, sample.layers)
         laws.append(popularity(sample, layer, _LAW_SAMPLES, random))
+        tell("popularity", layer + 1, sample.layers)
     done = 0
 
     def count(tokens: int) -> None:
@@ -207,14 +207,15 @@ def _dependence(
         pairing = same if unit == "layer" else pair(sample, distance, chosen.shuffles, random)
         if not layers or len(pairing.source) < 64:
             left_out[unit].append(distance)
+            done += len(layers)
             continue
         measured, overlaps = [], []
         for source, target in layers:
-            tell("mutual information", done, total)
             forms, overlap = measure_pair(sample, pairing, source, target, resampling)
             measured.append(forms)
             overlaps.append(overlap)
             done += 1
+            tell("mutual information", done, total)
         out[unit].append(
             Step(
                 distance=distance,

@@ -1,4 +1,4 @@
-"""Mutual information on processes where it is known in closed form: within 2 %, nulls within their interval."""
+"""Mutual information of processes known in closed form: within 2 %, nulls within their interval."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def test_independent_layers_say_nothing(tmp_path: Path) -> None:
     assert seen.miller_madow is not None
     assert seen.null_interval[0] <= seen.miller_madow <= seen.null_interval[1]
     assert seen.null > 0.005  # a null of independent tokens: (E - 1)^2 / (2 n ln 2) = .002 before correction
-    assert abs(seen.corrected) < 0.004
+    assert abs(seen.corrected) < 0.3 * seen.null
     assert seen.interval is not None
     assert seen.interval[0] <= 0.003
 
