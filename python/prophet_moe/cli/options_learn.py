@@ -81,6 +81,9 @@ RouterModel = Annotated[
     str | None,
     _flag("--model", metavar="MODEL", text="Its routers make the next-gate baseline (hidden states needed)."),
 ]
+Blind = Annotated[
+    bool, _flag("--blind", text="Keep hidden states from the predictor, as a replay of routes alone does.")
+]
 CrossDomain = Annotated[
     bool, _flag("--cross-domain", text="Train this design on each domain, and score it on every other.")
 ]

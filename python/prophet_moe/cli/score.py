@@ -32,6 +32,7 @@ def score(
     by: own.By = None,
     reliability: own.Reliability = False,
     model: own.RouterModel = None,
+    blind: own.Blind = False,
     cross_domain: own.CrossDomain = False,
     steps: own.Steps = 600,
     test: own.LearnTest = None,
@@ -80,7 +81,7 @@ def score(
     rule = HeldOut.from_dict(made.training.get("split", {})).changed(given)
     with spinner(f"scoring {path.name} on {trace}", quiet):
         routers = None if model is None else _routers(model, routes)
-        report = evaluate(made, routes, rule.split(routes), share, routers=routers)
+        report = evaluate(made, routes, rule.split(routes), share, routers=routers, blind=blind)
     if keep:
         made.scores = summary(report)
         export.save(made, path)

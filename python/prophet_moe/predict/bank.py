@@ -42,6 +42,7 @@ class BankConfig:
     drop_input: float = 0.3
     drop_hidden: float = 0.2
     drop_block: float = 0.0
+    drop_read: float = 0.0  # share of windows trained without the router's input, which a runtime may lack
 
     @property
     def blocks(self) -> int:
@@ -131,7 +132,7 @@ class Bank(nn.Module):
         """[l, b * tokens, R]: state after each layer of `span`, for tokens first .. first + tokens - 1."""
         c, b = self.config, len(first)
         cut = range(c.layers)[span]
-        state = self.enter_bias
+        state = self.enter_bias.expand(len(cut), b * tokens, -1)
         if c.history:
             window = first[:, None] - 1 + torch.arange(tokens + 1)
             share = torch.bmm(self.inputs(rows, window), self.enter.flatten(1, 2)).float()
@@ -140,13 +141,14 @@ class Bank(nn.Module):
             spoken = torch.ones(c.layers, c.layers).tril()[cut.start : cut.stop]
             with torch.autocast("cpu", enabled=False):
                 state = state + (torch.cat([spoken, 1 - spoken], 1) @ pair).view(len(cut), -1, c.rank)
-        if c.hidden:
-            assert rows.hidden is not None
+        if c.hidden and rows.hidden is not None:
             now = (first[:, None] + torch.arange(tokens)).flatten()
             x = rows.hidden[now, cut.start : cut.stop].float().transpose(0, 1)
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
             if self.training and c.drop_input:
                 x = dropout(x, c.drop_input / 2)
+            if self.training and c.drop_read:
+                x = x * (torch.rand(b, 1) >= c.drop_read).expand(-1, tokens).reshape(1, -1, 1)
             state = state + torch.bmm(x, self.enter_hidden[cut.start : cut.stop]).float()
         return self.deep(state, cut)
 

@@ -7,6 +7,7 @@ without training), so that several predictors of one split are judged by the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -143,18 +144,23 @@ def evaluate(
     routers: Floats | None = None,
     yardstick: Yardstick | None = None,
     compare: bool = True,
+    blind: bool = False,
 ) -> dict[str, Any]:
     """Everything that `prophet score` says of split.test.
 
     slots: the cache whose absent experts are counted as covered or not; routers [L, E, H]: weights for the
-    next-gate baseline, which needs a trace with `gate_input`; yardstick: one made for this split before.
+    next-gate baseline, which needs a trace with `gate_input`; yardstick: one made for this split before;
+    blind: the predictor is not given hidden states, as by a runtime that has none.
     Raises PredictorError (another geometry), TraceError (hidden states are needed and were not recorded).
     """
     predictor.require(trace.layers, trace.experts_per_layer, trace.top_k)
     require_width(predictor, trace)
-    hidden = predictor.net.config.hidden > 0 or routers is not None
+    if blind and not predictor.net.config.history:
+        raise InvalidArgument("this predictor sees hidden states alone: without them it forecasts nothing.")
+    hidden = (predictor.net.config.hidden > 0 and not blind) or routers is not None
     yardstick = yardstick or Yardstick(trace, split, hidden)
-    said = said_of(predictor, yardstick.stream, exact)
+    given = replace(yardstick.stream, hidden=None) if blind else yardstick.stream
+    said = said_of(predictor, given, exact)
     return {
         "tokens": len(yardstick.stream),
         "sequences": len(split.test),
@@ -163,6 +169,7 @@ def evaluate(
         "trained for": predictor.model,
         "scored on": trace.model,
         "slots": slots,
+        "blind": blind,
         "eviction": eviction(predictor, said, yardstick),
         "ahead": horizons(predictor, said, yardstick, slots, routers, compare),
     }

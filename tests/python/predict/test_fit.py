@@ -123,3 +123,17 @@ def test_training_can_begin_with_the_weights_of_another(trace, tmp_path):
     made.net = type(other)(type(other.config)(LAYERS + 1, EXPERTS, TOP_K, **OPTIONS))
     with pytest.raises(PredictorError, match="Train one with"):
         fit(trace, SPLIT, still, start=made)
+
+
+def test_a_network_that_learned_to_do_without_hidden_states_can_be_kept_from_them(with_hidden, tmp_path):
+    made = fit(with_hidden, SPLIT, RECIPE, inputs="both", options={**OPTIONS, "drop_read": 0.5})
+    save(made, tmp_path / "p")
+    made = load(tmp_path / "p")
+    assert made.net.config.drop_read == 0.5
+    seeing, blind = (evaluate(made, with_hidden, SPLIT, blind=b) for b in (False, True))
+    assert seeing["ahead"]["prophet"]["1"] != blind["ahead"]["prophet"]["1"]
+    one, two = (report["ahead"]["Markov"]["1"]["all"]["brier"] for report in (seeing, blind))
+    assert one == two
+    alone = fit(with_hidden, SPLIT, RECIPE, inputs="hidden", options=OPTIONS)
+    with pytest.raises(InvalidArgument, match="sees hidden states alone"):
+        evaluate(alone, with_hidden, SPLIT, blind=True)
