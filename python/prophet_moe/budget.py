@@ -23,8 +23,9 @@ _UNITS |= {unit + "i": 1024**power for power, unit in enumerate("kmgt", 1)}
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?i?)b?", re.IGNORECASE)
 
 # Code pages and workspaces that libraries touch at their first forward; the account's tests hold this
-# bound against real processes (torch 2.13 on CPU, transformers 5.23: about 45 MiB with 2 threads).
-FIRST_USE = 56 * MIB
+# bound against real processes (torch 2.13 on CPU, transformers 5.23: about 34 MiB with 2 threads, of
+# which 14 are code and 16 the kernels that machine.bound_library_memory lets oneDNN keep).
+FIRST_USE = 38 * MIB
 FIRST_USE_PER_THREAD = 2 * MIB
 ENGINE_FIXED = 8 * MIB
 ENGINE_PER_EXPERT = 1024
@@ -177,9 +178,10 @@ def prefill_bytes(model: ModelSize, tokens: int, batch: int = 1) -> int:
     head_dim = _largest(config, "head_dim") or model.hidden // heads or 1
     dense_width = _largest(config, "intermediate_size")
     width = 4  # bytes: fp32, or two copies in 16 bits
-    per_token = width * (4 * model.hidden + 4 * max(model.hidden, heads * head_dim))
-    per_token += width * max(3 * model.hidden + 3 * model.inter, 3 * dense_width)
-    per_token += 4 * 4 * (model.experts_total // max(1, model.layers))
+    # What attention needs is free again when the experts begin.
+    attention = 4 * max(model.hidden, heads * head_dim)
+    experts = 3 * model.hidden + 3 * model.inter + 4 * (model.experts_total // max(1, model.layers))
+    per_token = width * (4 * model.hidden + max(attention, experts, 3 * dense_width))
     total = per_token * tokens * batch
     if getattr(config, "_attn_implementation", None) == "eager":
         total += 3 * 4 * heads * tokens * tokens * batch
@@ -217,15 +219,18 @@ def _round_up(size: int) -> int:
 
 
 def auto_budget(rss_now: int, memory: machine.Memory | None = None) -> int:
-    """Bytes that this process may grow to: its own now, and what machine and cgroup leave it."""
+    """Bytes that this process may grow to: its own now, and what machine and cgroup leave it.
+
+    Counted as rss() counts, so that the figure may pass a cgroup's limit by the file pages mapped now.
+    """
     memory = memory or machine.memory()
     most = rss_now + int(memory.available * AUTO_SHARE)
     if memory.limit is not None:
-        # The account counts library pages, about 100 MiB, which the kernel drops before it kills:
-        # they are the margin, and a second one would only cost slots.
+        # The account counts file pages (libraries, about 100 MiB), which the kernel drops before it
+        # kills, and which another group may have paid for. Those that every token runs through find room in
+        # what the account keeps for a first use, and in its margin.
         limit = memory.limit - MIB
-        # Never above the limit itself, although mapped libraries may be charged to another group.
-        most = min(most, limit, rss_now + limit - (memory.used or 0))
+        most = min(most, limit + memory.mapped, rss_now + limit - (memory.used or 0))
     return max(rss_now, most)
 
 

@@ -19,8 +19,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 # Limits above this are the kernel's spelling of "no limit" (v1 writes nearly 2**63).
 UNLIMITED = 1 << 60
 PAGE = 4096
-# Shapes that decoding repeats: a dozen per kind of layer.
-_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+# Shapes that decoding repeats: about a dozen in one kind of layer.
+_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Memory:
     available: int
     limit: int | None  # the tightest cgroup limit on the way to the root; None: no limit
     used: int | None  # charged to that cgroup, page cache that can be dropped not counted
+    mapped: int = 0  # file pages in rss() of this process, libraries mostly: the kernel can drop them
 
     @property
     def free_to_use(self) -> int:
@@ -115,11 +116,12 @@ def memory(proc: Path = PROC, groups: Path = CGROUPS) -> Memory:
     info = _fields(proc / "meminfo")
     total = info.get("MemTotal", 0)
     available = info.get("MemAvailable", info.get("MemFree", 0))
+    mapped = _fields(proc / "self" / "status").get("RssFile", 0)
     limited = list(_group_memory(proc, groups))
     if not limited:
-        return Memory(total, available, None, None)
+        return Memory(total, available, None, None, mapped)
     limit, used = min(limited, key=lambda group: group[0] - group[1])
-    return Memory(total, available, limit, used)
+    return Memory(total, available, limit, used, mapped)
 
 
 def rss(proc: Path = PROC) -> int:
@@ -159,7 +161,7 @@ def bound_library_memory() -> None:
     """Keeps libraries from growing without bound behind the budget's back; before their first use.
 
     torch's matrix products (oneDNN) keep up to 1024 generated kernels, one for each shape they
-    meet, about 0.3 MiB each. A prefill meets a new number of rows in almost every expert, so
+    meet, about 1 MiB each. A prefill meets a new number of rows in almost every expert, so
     hundreds of MiB were kept for shapes that never come back. A variable that the user has set stays.
     """
     for name, kept in _KERNEL_CACHES.items():

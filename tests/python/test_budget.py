@@ -124,6 +124,38 @@ def test_auto_respects_a_cgroup() -> None:
         assert auto_budget(RSS, boxed) < auto_budget(RSS, roomy())
 
 
+def test_auto_counts_mapped_files_as_memory_that_the_kernel_drops() -> None:
+    limit, mapped, anonymous = 7 * GIB // 4, 90 * MIB, RSS - 90 * MIB
+    group = machine.Memory(64 * GIB, 32 * GIB, limit, anonymous, mapped)
+    budget = auto_budget(RSS, group)
+    assert budget - mapped < limit  # what cannot be dropped stays within the limit
+    assert budget > limit
+    # Mapped pages are no licence to pass what others in the group hold, or what the machine has.
+    crowded = machine.Memory(64 * GIB, 32 * GIB, limit, anonymous + GIB, mapped)
+    assert auto_budget(RSS, crowded) < limit - GIB + mapped
+    small = machine.Memory(2 * GIB, GIB // 2, limit, anonymous, mapped)
+    assert auto_budget(RSS, small) < RSS + GIB // 2
+
+
+def test_a_named_budget_counts_mapped_files_in_full() -> None:
+    def box(mapped: int) -> machine.Memory:
+        return machine.Memory(64 * GIB, 32 * GIB, GIB, RSS, mapped)
+
+    plans = [
+        plan_memory(
+            Model(), budget="1GiB", context=100, rss_now=RSS, memory=lambda mapped=mapped: box(mapped)
+        )
+        for mapped in (0, 90 * MIB)
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_a_prefill_needs_attention_or_experts_at_a_time() -> None:
+    wide = Model(config=SimpleNamespace(num_attention_heads=64, head_dim=128))
+    per_token = (prefill_bytes(wide, 1001) - prefill_bytes(wide, 1)) / 1000
+    assert 4 * 4 * (1024 + 64 * 128) <= per_token < 4 * 4 * (1024 + 64 * 128) + 4 * 3 * (1024 + 512)
+
+
 def test_auto_refuses_a_cgroup_that_is_full() -> None:
     full = machine.Memory(64 * GIB, 32 * GIB, GIB, GIB)
     with pytest.raises(BudgetError, match="raise the cgroup's limit"):

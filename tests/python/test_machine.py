@@ -62,6 +62,13 @@ def test_a_group_seen_from_inside_a_container(proc: Path, tmp_path: Path) -> Non
     assert machine.memory(proc, tmp_path / "cg").limit == GIB
 
 
+def test_file_pages_of_the_process_are_told(proc: Path, tmp_path: Path) -> None:
+    write(proc / "self/cgroup", "0::/x\n")
+    write(proc / "self/status", "VmRSS:\t 900 kB\nRssAnon:\t 700 kB\nRssFile:\t 200 kB\n")
+    assert machine.memory(proc, tmp_path / "cg").mapped == 200 << 10
+    assert 0 < machine.memory().mapped < machine.rss()
+
+
 def test_garbage_in_the_files_is_no_limit(proc: Path, tmp_path: Path) -> None:
     write(proc / "self/cgroup", "nonsense\n\n9:memory\n0::/x\n")
     write(tmp_path / "cg/x/memory.max", "a lot")
