@@ -42,7 +42,7 @@ class Engine:
         depth: int = 16,
         chunk_bytes: int = 1 << 20,
         timeline: bool = False,
-        predictor: BankPredictor | None = None,
+        predictor: Predictor | None = None,
         # Forecasts of next use for the policy; every engine makes its own copy.
     ) -> None: ...
     @property
@@ -156,7 +156,51 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-class BankPredictor:
+class Predictor:
+    """Says what will be needed, from what routers have said (csrc/predict/predictor.h)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def experts_per_layer(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def hidden_width(self) -> int:
+        """Width of `hidden` that it makes use of; 0: none."""
+    def reset(self) -> None: ...
+    def observe(
+        self,
+        layer: int,
+        experts: NDArray[np.int32],
+        weights: NDArray[np.float32] | None = None,
+        hidden: NDArray[np.float32] | None = None,
+    ) -> None:
+        """experts, weights [tokens, top_k]; hidden [hidden_width] of the last token."""
+    def next_use(self, layer: int) -> NDArray[np.float32] | None:
+        """Expected turns until each expert of the layer just observed is used again, [experts]; None: no
+        opinion."""
+    def forecast(self, layer: int) -> NDArray[np.float32]:
+        """P(needed by the same token) in the coming layers, [horizons, experts]; below 0.01 it reads 0."""
+
+def predictor_names() -> list[str]: ...
+def make_predictor(
+    name: str,
+    *,
+    layers: int,
+    experts_per_layer: int,
+    top_k: int,
+    router: NDArray[Any] | None = None,
+    router_bias: NDArray[np.float32] | None = None,
+    norm: NDArray[np.float32] | None = None,
+) -> Predictor:
+    """One that needs no training. "next-gate" needs router [layers, experts, hidden] float32 or float16 and
+    takes router_bias [layers, experts] and norm [layers, hidden], the weights of the norms before the
+    routers. Raises InvalidArgument."""
+
+class BankPredictor(Predictor):
     """The learned forecaster of prophet_moe.predict.export, from the arrays of its file."""
 
     def __init__(
@@ -178,19 +222,9 @@ class BankPredictor:
         hidden: int,
         tensors: Mapping[str, NDArray[Any]],
     ) -> None: ...
-    def reset(self) -> None: ...
-    def observe(
-        self,
-        layer: int,
-        experts: NDArray[np.int32],
-        weights: NDArray[np.float32] | None = None,
-        hidden: NDArray[np.float32] | None = None,
-    ) -> None:
-        """experts, weights [tokens, top_k]; hidden [H] of the last token."""
-    def next_use(self, layer: int) -> NDArray[np.float32]:
-        """Expected turns until each expert of the layer just observed is used again, [experts]."""
+    def next_use(self, layer: int) -> NDArray[np.float32]: ...
     def forecast(self, layer: int) -> NDArray[np.float32]:
-        """P(needed by the same token) in the coming layers, [horizons, experts]."""
+        """Of every expert, however small."""
 
 class Replay:
     """A routing trace through the engine on a virtual clock: one link, one processor (csrc/sim/replay.h).
@@ -221,7 +255,7 @@ class Replay:
         layer_token_ns: int = 0,
         expert_ns: int = 0,
         expert_token_ns: int = 0,
-        predictor: BankPredictor | None = None,
+        predictor: Predictor | None = None,
     ) -> None: ...
     def decode(
         self,

@@ -46,7 +46,7 @@ class PyEngine {
  public:
   PyEngine(const std::vector<std::string>& files, const Pieces& pieces, const EngineArguments& a,
            const PyPredictor* predictor)
-      : policy_(a.policy), predictor_(predictor ? "bank" : "") {
+      : policy_(a.policy), predictor_(predictor ? predictor->name() : "") {
     if (pieces.ndim() != 4 || pieces.shape(3) != 3) {
       throw InvalidArgument("pieces is [layers, experts, pieces, 3]: file, offset, bytes");
     }
@@ -77,7 +77,7 @@ class PyEngine {
         a.threads > 0 ? a.threads : std::max(1, int(std::thread::hardware_concurrency()));
     options.mover.chunk_bytes = a.chunk_bytes;
     options.timeline_events = a.timeline ? kTimelineEvents : 0;
-    if (predictor) require_same(geometry, predictor->config().geometry);
+    if (predictor) require_same(geometry, predictor->geometry());
     engine_ =
         std::make_shared<Engine>(store, backend_, options, predictor ? predictor->make() : nullptr);
   }

@@ -1,7 +1,10 @@
-// A trained predictor as Python holds it: the file's content, from which engines make their own.
+// A predictor as Python holds it: to be asked directly, and the mould from which engines make their
+// own.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "predict/bank_predictor.h"
 
@@ -9,17 +12,31 @@ namespace prophet {
 
 class PyPredictor {
  public:
-  PyPredictor(BankConfig config, const BankWeights& weights)
-      : network_(std::make_shared<const BankNetwork>(std::move(config), weights)), own_(network_) {}
+  using Make = std::function<std::unique_ptr<Predictor>()>;
 
-  const BankConfig& config() const { return network_->config(); }
-  // A fresh predictor for an engine; the weights are shared.
-  std::unique_ptr<Predictor> make() const { return std::make_unique<BankPredictor>(network_); }
-  BankPredictor& own() { return own_; }  // to be asked directly: tests, scores
+  PyPredictor(const Geometry& geometry, Make make)
+      : geometry_(geometry), make_(std::move(make)), own_(make_()) {}
+  virtual ~PyPredictor() = default;
+
+  const Geometry& geometry() const { return geometry_; }
+  std::string name() const { return own_->name(); }
+  // A fresh predictor for an engine.
+  std::unique_ptr<Predictor> make() const { return make_(); }
+  Predictor& own() { return *own_; }  // to be asked directly: tests, scores
 
  private:
-  std::shared_ptr<const BankNetwork> network_;
-  BankPredictor own_;
+  const Geometry geometry_;
+  const Make make_;
+  const std::unique_ptr<Predictor> own_;
+};
+
+// A trained one; all that are made of it share its weights.
+class PyBank final : public PyPredictor {
+ public:
+  explicit PyBank(const std::shared_ptr<const BankNetwork>& network)
+      : PyPredictor(network->config().geometry,
+                    [network] { return std::make_unique<BankPredictor>(network); }) {}
+  BankPredictor& bank() { return static_cast<BankPredictor&>(own()); }
 };
 
 }  // namespace prophet

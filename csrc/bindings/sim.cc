@@ -116,7 +116,7 @@ std::unique_ptr<Replay> make_replay(std::int32_t layers, std::int32_t experts_pe
   options.engine.mover.prefetch_chunks = prefetch_chunks;
   if (prefetch) options.engine.prefetch = rule_from(*prefetch);
   if (predictor) {
-    require_same(options.geometry, predictor->config().geometry);
+    require_same(options.geometry, predictor->geometry());
     options.predictor = [predictor] { return predictor->make(); };
   }
   return std::make_unique<Replay>(std::move(options));
