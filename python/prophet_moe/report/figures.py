@@ -244,10 +244,13 @@ def layers(study: Study) -> Drawing:
     found = {
         name: line
         for name in study.systems()
-        if name not in (RESIDENT, ON_DEMAND) and fewest and (line := study.line(name, fewest[0]))
+        if name not in (RESIDENT, ON_DEMAND)
+        and fewest
+        and (line := study.line(name, fewest[0]))
+        and line["accesses"]
     }
     if not found:
-        return Drawing("layers", title, "", missing="no system that keeps experts was replayed")
+        return Drawing("layers", title, "", missing="no system that keeps experts served a request")
     figure = empty("layer", "", 60 + 26 * len(found), legend=False)
     figure.add_heatmap(
         z=[[100 * n * depth / line["accesses"] for n in line["layer_misses"]] for line in found.values()],

@@ -103,7 +103,7 @@ def studies(lines: Iterable[Line]) -> list[Study]:
 
 
 def tpot(line: Line) -> float | None:
-    return line["tpot_ms"]["mean"]  # type: ignore[no-any-return]
+    return line["tpot_ms"]["mean"]
 
 
 def miss_rate(line: Line) -> float | None:
@@ -111,7 +111,7 @@ def miss_rate(line: Line) -> float | None:
 
 
 def bytes_per_token(line: Line) -> float | None:
-    return line["bytes"]["per_token"]  # type: ignore[no-any-return]
+    return line["bytes"]["per_token"]
 
 
 def moved(line: Line) -> int:

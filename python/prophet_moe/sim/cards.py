@@ -88,6 +88,7 @@ class Table:
         return self._table[key]
 
     def has(self, key: str) -> bool:
+        self._asked.add(key)
         return key in self._table
 
     def keys(self) -> list[str]:

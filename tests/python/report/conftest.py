@@ -1,0 +1,125 @@
+"""Result lines made up to have every outcome, and a real browser."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prophet_moe.sim.results import VERSION, Line
+
+SLOTS = {"25%": 24, "50%": 48, "75%": 72}
+SYSTEMS = ("on-demand", "lru", "expected-next-use", "prophet", "belady", "resident")
+
+
+def make_line(system: str, slots: str, scale: float = 1.0, prefetch: bool = False, **changes: Any) -> Line:
+    """A consistent line of 1000 tokens, 4 layers of 24 experts, top-2; `changes` replace keys."""
+    place = SYSTEMS.index(system) if system in SYSTEMS else 1
+    share = SLOTS.get(slots, 96) / 96
+    asked = 1000 * 4 * 2
+    rate = {"on-demand": 1.0, "resident": 0.0}.get(system, (1 - share) / (1 + place))
+    misses = round(asked * rate)
+    late = misses // 10 if prefetch else 0
+    used = misses // 5 if prefetch else 0
+    tpot = 2.0 + 10.0 * rate / scale
+    line: Line = {
+        "model": "toy", "backend": "sim", "system": system, "exact": None, "budget_bytes": 10**9,
+        "expert_slots": SLOTS.get(slots, 96), "experts_total": 96, "expert_bytes": 10**6, "prompt_tokens": 0,
+        "new_tokens": 1000, "token_ids": [], "text": None, "ttft_ms": None,
+        "tpot_ms": {"mean": tpot, "p50": tpot, "p90": tpot * 1.2, "p99": tpot * 1.5, "p999": tpot * 2},
+        "bytes": {"demand": misses * 10**6, "prefetch_used": used * 10**6, "prefetch_late": late * 10**6,
+                  "prefetch_wasted": used * 10**5, "per_token": misses * 10**3 + used * 1100.0},
+        "hits": {"resident": asked - misses - late, "in_flight": late, "miss": misses},
+        "stall_ms": {"total": 1000 * (tpot - 2.0), "p50": tpot - 2.0, "p99": tpot},
+        "overlap_fraction": 0.25, "link_busy_fraction": 0.5,
+        "evictions": misses, "evicted_before_use": used // 9,
+        "peak_rss_bytes": None, "results_version": VERSION, "cell": f"{system}-{slots}-{scale}-{prefetch}",
+        "trace": "toy.safetensors", "machine": "rtx4090-pcie4", "slots": slots, "weights": "bf16",
+        "lane": "link",
+        "link_scale": scale, "pool": "global", "cold": False, "sequences": 3,
+        "predictor": "toy.safetensors" if system == "prophet" else None, "options": {},
+        "times": {"name": "rtx4090-pcie4", "bytes_per_second": 25e9 * scale, "latency_ns": 0,
+                  "overhead_ns": 0,
+                  "chunk_bytes": 1 << 20, "pass_ns": 0, "layer_ns": 250_000, "layer_token_ns": 0,
+                  "expert_ns": 125_000, "expert_token_ns": 0},
+        "resident_ms": 2.0, "fits": slots != "75%", "accesses": asked,
+        "layer_misses": [misses // 4] * 4, "flops_per_token": 1e9,
+        "domains": {
+            name: {"tokens": 500, "decode_ns": 500 * int(tpot * 1e6), "bytes_moved": misses * 10**6 // 2,
+                   "hits_resident": (asked - misses) // 2 + shift, "hits_in_flight": 0,
+                   "misses": misses // 2 - shift}
+            for name, shift in (("code", 0), ("</script><b>law", min(40, misses // 4)))
+        },
+        "wall_s": 0.1,
+    }  # fmt: skip
+    return line | {"cell": line["cell"] + repr(sorted(changes.items()))} | changes
+
+
+@pytest.fixture
+def lines() -> list[Line]:
+    """Every system at three sizes; eviction alone."""
+    found = [make_line(system, slots) for system in SYSTEMS[:-1] for slots in SLOTS]
+    return [*found, make_line("resident", "100%")]
+
+
+@pytest.fixture
+def full_lines(lines: list[Line]) -> list[Line]:
+    """The same with a system that prefetches, other bandwidths, and an option."""
+    more = [make_line("promoe", slots, prefetch=True) for slots in SLOTS]
+    more += [
+        make_line(name, "25%", scale, name == "promoe") for name in ("lru", "promoe") for scale in (0.5, 2.0)
+    ]
+    more += [make_line("promoe", "25%", prefetch=True, options={"threshold": x}) for x in (0.3, 0.8)]
+    return lines + more
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Callable[[int, bool], Any]]:
+    """browser(width, dark) -> a Chromium of its own, as narrow as a phone or as wide as a desk."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver: install Debian's chromium and chromium-driver")
+    from selenium import webdriver
+
+    opened: list[Any] = []
+
+    def open_one(width: int, dark: bool) -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for flag in (
+            "--headless=new",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-sync",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-dev-shm-usage",
+        ):
+            options.add_argument(flag)  # fmt: skip
+        if os.getuid() == 0:
+            options.add_argument("--no-sandbox")  # it refuses to run as root otherwise
+        metrics = {"width": width, "height": 900, "pixelRatio": 1}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        opened.append(found)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        found.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        found.execute_cdp_cmd("Network.enable", {})
+        found.execute_cdp_cmd(
+            "Network.emulateNetworkConditions",
+            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+        )
+        return found
+
+    yield open_one
+    for one in opened:
+        one.quit()
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    return tmp_path / "report.html"

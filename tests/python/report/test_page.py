@@ -1,0 +1,200 @@
+"""The page from made-up lines: figures hold the numbers, gaps are named, and a browser draws it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prophet_moe.errors import InvalidArgument
+from prophet_moe.report.figures import Drawing, drawings
+from prophet_moe.report.page import read_all, render, tables
+from prophet_moe.report.review import review
+from prophet_moe.report.study import best, studies
+from prophet_moe.sim.results import Line, to_json
+
+KEYS = {"tpot", "tails", "bytes", "hits", "misses", "thresholds",
+        "bandwidth", "waste", "drift", "churn", "layers", "intensity"}  # fmt: skip
+
+
+def drawn(lines: list[Line]) -> dict[str, Drawing]:
+    (study,) = studies(lines)
+    return {one.key: one for one in drawings(study)}
+
+
+def curve(drawing: Drawing, name: str) -> tuple[list[float], list[float]]:
+    assert drawing.figure is not None
+    (trace,) = [trace for trace in drawing.figure.data if trace.name == name]
+    return list(trace.x), list(trace.y)
+
+
+def test_studies_are_what_was_replayed_alike(lines: list[Line]) -> None:
+    other = [line | {"machine": "h100-pcie5", "cell": "h" + line["cell"]} for line in lines]
+    again = lines[0] | {"wall_s": 9.0}
+    found = studies([*lines, *other, again])
+    assert [study.head["machine"] for study in found] == ["rtx4090-pcie4", "h100-pcie5"]
+    assert len(found[0].lines) == len(lines)
+    assert found[0].lines[0]["wall_s"] == 9.0, "of equal cells the last one counts"
+    assert found[0].slots() == [24, 48, 72]
+    assert found[0].systems()[-2:] == ["belady", "resident"]
+
+
+def test_figures_hold_the_numbers_of_the_lines(full_lines: list[Line]) -> None:
+    figures = drawn(full_lines)
+    assert set(figures) == KEYS
+    assert all(one.figure is not None for one in figures.values())
+    means = {
+        line["expert_slots"]: line["tpot_ms"]["mean"]
+        for line in full_lines
+        if line["system"] == "lru" and line["link_scale"] == 1
+    }
+    assert curve(figures["tpot"], "lru") == ([25, 50, 75], [means[n] for n in (24, 48, 72)])
+    assert curve(figures["tpot"], "belady")[1][0] < means[24]
+    x, y = curve(figures["bandwidth"], "lru")
+    assert x == [12.5, 25, 50]
+    assert y[0] > y[1] > y[2]
+    wasted = curve(figures["waste"], "promoe")[1]
+    assert len(wasted) == 3
+    assert all(0 < share < 10 for share in wasted)
+    assert curve(figures["thresholds"], "promoe, threshold, 25%")[0] == [0.3, 0.8]
+
+
+def test_splits_sum_to_the_whole(full_lines: list[Line]) -> None:
+    figures = drawn(full_lines)
+    hits, moved = figures["hits"].figure, figures["bytes"].figure
+    assert hits is not None
+    assert moved is not None
+    for first in (0, 3, 6):  # three outcomes for each size
+        for shares in zip(*(trace.x for trace in hits.data[first : first + 3]), strict=True):
+            assert sum(shares) == pytest.approx(100)
+    at = list(moved.data[0].y).index("promoe")
+    line = next(line for line in full_lines if line["system"] == "promoe")
+    assert [trace.x[at] for trace in moved.data[:4]] == pytest.approx(
+        [line["bytes"][key] / 1e9 for key in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")]
+    )
+    visible = [trace.visible for trace in moved.data]
+    assert visible == [True] * 4 + [False] * 8
+    assert [button.args[0]["visible"] for button in moved.layout.updatemenus[0].buttons] == [
+        [place // 4 == chosen for place in range(12)] for chosen in range(3)
+    ]
+
+
+def test_what_the_lines_lack_is_named(lines: list[Line]) -> None:
+    figures = drawn(lines)
+    lacking = {key: one.missing for key, one in figures.items() if one.figure is None}
+    assert set(lacking) == {"thresholds", "bandwidth", "waste"}
+    assert "--link-scale" in lacking["bandwidth"]
+    assert "prefetches" in lacking["waste"]
+    alone = [line | {"domains": {"": {}}} for line in lines if line["system"] == "on-demand"]
+    lacking = {key for key, one in drawn(alone).items() if one.figure is None}
+    assert lacking == {"thresholds", "bandwidth", "waste", "drift", "layers"}
+
+
+def test_a_line_without_decoded_tokens_is_no_number(lines: list[Line]) -> None:
+    nothing = dict.fromkeys(("mean", "p50", "p90", "p99", "p999"))
+    empty = [
+        line | {"tpot_ms": nothing, "new_tokens": 0, "accesses": 0,
+                "bytes": line["bytes"] | {"per_token": None}, "domains": {}}
+        for line in lines
+    ]  # fmt: skip
+    text = render(empty)
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    (study,) = studies(empty)
+    assert all(answer.lacks for answer in review(study))
+
+
+def test_every_question_is_answered_or_its_lack_is(full_lines: list[Line], lines: list[Line]) -> None:
+    (study,) = studies(full_lines)
+    answers = {answer.question: answer for answer in review(study)}
+    assert len(answers) >= 14
+    for answer in answers.values():
+        assert bool(answer.says) != bool(answer.lacks)
+        assert answer.command.startswith("prophet ")
+    line = best(study, 24)
+    assert line is not None
+    assert line["system"] == "prophet"
+    tails = answers["Tails?"].says
+    assert f"p99.9 {line['tpot_ms']['p999']:.2f}" in tails
+    assert "promoe at 25%: 10.0% of prefetched bytes" not in tails
+    assert "promoe at 25%" in answers["How many prefetched bytes are wasted?"].says
+    assert "top-2" in answers["Which top-k?"].says
+    closed = answers["How far from what is possible?"].says
+    rates = {
+        n: next(x for x in full_lines if x["system"] == n)["hits"]["miss"]
+        for n in ("lru", "belady", "prophet")
+    }
+    share = (rates["lru"] - rates["prophet"]) / (rates["lru"] - rates["belady"])
+    assert f"closes {share:.1%}" in closed
+    (plain,) = studies(lines)
+    answers = {answer.question: answer for answer in review(plain)}
+    assert "no system of these lines prefetches" in answers["How many prefetched bytes are wasted?"].lacks
+
+
+def test_tables_rank_and_mark_bounds(lines: list[Line]) -> None:
+    (study,) = studies(lines)
+    first = tables(study)[0]
+    names = [row["cells"][0] for row in first["rows"]]
+    assert names == ["resident", "belady", "prophet", "expected-next-use", "lru", "on-demand"]
+    assert [row["bound"] for row in first["rows"]] == [True, True, False, False, False, False]
+    assert first["rows"][-1]["cells"][3] == "1.00x"
+    assert "more than the fast memory holds" in tables(study)[2]["title"]
+
+
+def test_the_page_is_one_file_that_asks_nobody(full_lines: list[Line]) -> None:
+    text = render(full_lines)
+    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", outside)
+    assert "</script><b>law" not in text, "a label of the trace must not end a script"
+
+
+def test_files_without_results_are_refused(tmp_path: Path, lines: list[Line]) -> None:
+    empty, good = tmp_path / "empty.jsonl", tmp_path / "good.jsonl"
+    empty.write_text("")
+    good.write_text("".join(to_json(line) + "\n" for line in lines))
+    assert len(read_all([empty, good])) == len(lines)
+    with pytest.raises(InvalidArgument, match=r"no result in .*empty.jsonl"):
+        read_all([empty])
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, False), (1280, True)])
+def test_a_browser_draws_every_figure(
+    browser: Callable[[int, bool], Any], page: Path, full_lines: list[Line], width: int, dark: bool
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page.write_text(render(full_lines), encoding="utf-8")
+    chrome = browser(width, dark)
+    chrome.get(page.as_uri())
+    WebDriverWait(chrome, 90).until(
+        lambda it: it.execute_script("return document.documentElement.dataset.drawn") == "yes"
+    )
+    assert chrome.get_log("browser") == []
+    figures = chrome.execute_script("""
+      return [...document.querySelectorAll('.figure')].map(one => {
+        const plot = one.querySelector('.main-svg'), box = one.getBoundingClientRect();
+        const marks = one.querySelectorAll('.points path, .point path, .hm image, .box, .js-line').length;
+        return {id: one.id, wide: box.width, high: plot ? plot.getBoundingClientRect().height : 0, marks: marks};
+      });""")
+    assert {one["id"].removeprefix("study1-") for one in figures} == KEYS
+    for one in figures:
+        assert one["marks"] > 0, one
+        assert one["high"] > 150, one
+        assert 0 < one["wide"] <= width, one
+    assert chrome.execute_script("return document.documentElement.scrollWidth") <= width, (
+        "no sideways scrolling"
+    )
+    ink = chrome.execute_script("return document.querySelector('#study1-tpot')._fullLayout.font.color")
+    assert ink == ("#e6e9ee" if dark else "#1d2430")
+    shown = (
+        "return document.querySelector('#study1-hits')._fullData.filter(one => one.visible === true).length"
+    )
+    assert chrome.execute_script(shown) == 3
+    second = chrome.find_elements("css selector", "#study1-hits .updatemenu-button")[1]
+    chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", second)
+    second.click()
+    first_seen = (
+        "return document.querySelector('#study1-hits')._fullData.findIndex(one => one.visible === true)"
+    )
+    WebDriverWait(chrome, 30).until(lambda it: it.execute_script(first_seen) == 3)
+    assert chrome.get_log("browser") == []
