@@ -44,6 +44,7 @@ class Measured:
     corrected: float
     interval: tuple[float, float] | None
     target_entropy: float
+    conditional_entropy: float  # what is left of it when the source is known
     of_entropy: float  # corrected / entropy of the target
     of_entropy_interval: tuple[float, float] | None
     of_maximum: float  # corrected / the largest entropy the target could have
@@ -207,6 +208,7 @@ def average(pairs: list[Raw]) -> Measured:
         corrected=corrected,
         interval=bits,
         target_entropy=mean(lambda raw: raw.entropy),
+        conditional_entropy=mean(lambda raw: raw.entropy) - corrected,
         of_entropy=share,
         of_entropy_interval=shares,
         of_maximum=mean(lambda raw: (raw.start - float(raw.other.mean())) / safe(raw.maximum)),

@@ -210,7 +210,7 @@ def test_gpt_oss_routes() -> None:
     """Against figures that other code found (docs/analysis.md)."""
     path = os.environ.get("PROPHET_ROUTES")
     if path is None:
-        pytest.skip("no gpt-oss-20b routes: name routes.safetensors in PROPHET_ROUTES")
+        pytest.skip("no supplied trace: name it in PROPHET_ROUTES")
     options = Options(horizons=(1, 12), lags=(1, 16), bootstrap=0, shuffles=2)
     seen = analyze(TraceReader(path), options)
     share = [step.forms["dominant"].of_entropy for step in seen.cross_layer + seen.cross_token]
