@@ -58,7 +58,7 @@ def fit_logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     at[-1] = np.log(share / (1 - share))
     ahead = at
     for step in range(_ROUNDS):
-        p = 1 / (1 + np.exp(-(design @ ahead)))
+        p = 1 / (1 + np.exp(-np.clip(design @ ahead, -30, 30)))
         gradient = design.T @ (p - y)
         gradient[:-1] += _RIDGE * ahead[:-1]
         new = ahead - inverse @ gradient

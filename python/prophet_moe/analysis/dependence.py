@@ -26,6 +26,7 @@ from .sample import Sample
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
+_AT_ONCE = 1 << 22  # pairs counted at once
 FORMS = ("dominant", "member", "best_single")
 
 
@@ -72,21 +73,25 @@ class Raw:
 # Tables of joint counts ---------------------------------------------------------------------------
 
 
-def _codes(a: Places, b: Places, experts: int) -> Places:
-    """a [p, m], b [q, m] -> [p, q, m] cell of each pair."""
-    return (a * experts)[:, None] + b[None]
+def _count(a: Places, b: Places, experts: int, cells: int) -> Floats:
+    """a [p, m], b [q, m] -> [cells]: how often each cell a * E + b, over all p * q pairs of each column."""
+    out = np.zeros(cells, np.int64)
+    step = max(1, _AT_ONCE // (len(a) * len(b)))
+    for first in range(0, a.shape[1], step):
+        part = slice(first, first + step)
+        codes = (a[:, part] * experts)[:, None] + b[None, :, part]
+        out += np.bincount(codes.ravel(), minlength=cells)
+    return out.astype(np.float64)
 
 
 def _table(a: Places, b: Places, experts: int) -> Floats:
-    cells = np.bincount(_codes(a, b, experts).ravel(), minlength=experts**2)
-    return cells.reshape(experts, experts).astype(np.float64)
+    return _count(a, b, experts, experts**2).reshape(experts, experts)
 
 
 def _group_tables(a: Places, b: Places, experts: int, group: Index, groups: int) -> Floats:
     """[groups, E, E]"""
-    codes = _codes(a + group * experts, b, experts)
-    cells = np.bincount(codes.ravel(), minlength=groups * experts**2)
-    return cells.reshape(groups, experts, experts).astype(np.float64)
+    cells = _count(a + group * experts, b, experts, groups * experts**2)
+    return cells.reshape(groups, experts, experts)
 
 
 # The forms: joint counts -> (plug-in, Miller-Madow or None, entropy of the target, its maximum) ---

@@ -137,3 +137,12 @@ def test_pairs_never_cross_sequences(tmp_path: Path) -> None:
     assert step.pairs == 64 * 49
     assert step.forms["dominant"].plug_in == pytest.approx(3)
     assert step.forms["dominant"].beyond_popularity == pytest.approx(0, abs=1e-9)
+
+
+def test_counting_in_pieces_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(8)
+    experts = np.stack([pairs(900, EXPERTS, random) for _ in range(2)], 1)
+    trace = write(tmp_path, experts, [100] * 9, of=EXPERTS)
+    whole = across_layers(trace)
+    monkeypatch.setattr("prophet_moe.analysis.dependence._AT_ONCE", 100)
+    assert across_layers(trace) == whole
