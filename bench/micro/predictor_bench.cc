@@ -1,15 +1,14 @@
 // What foresight costs per layer step, on one core.
 //
-//   Bank/L x E top-K rank R/MiB   a bank of random weights with six averages, three of them and
-//   three
+//   Bank/L x E top-K rank R/MiB   a bank of random weights: six averages, three of them and three
 //                                 recent blocks in the network, six heads of two latents, three
 //                                 layers ahead with pair terms. Predictors take turns, token by
 //                                 token, until their weights fill that many MiB; 0: one alone,
 //                                 which the last cache holds if it is small.
-//   Named/NAME/L x E top-K        the training-free ones.
+//   Named/NAME/L x E top-K        those that need no training, and no hidden state.
 //
-// Time is the mean of a whole layer step: observe, next_use, forecast. Counters are medians, in
-// microseconds: of each of the three, and `step_us` of the whole.
+// Time is that of one token, all layers of it: observe, next_use and forecast in each. Counters are
+// medians, in microseconds: of each of the three, and `step_us` of the whole.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 
 #include "kernels/expert_ffn.h"
 #include "predict/bank_predictor.h"
+#include "predict/predictor_registry.h"
 
 namespace prophet {
 namespace {
@@ -155,6 +155,12 @@ void bank(benchmark::State& state, const Sizes& sizes, std::size_t mib) {
   run(state, sizes.geometry, predictors);
 }
 
+void named(benchmark::State& state, const std::string& name, const Geometry& g) {
+  std::vector<std::unique_ptr<Predictor>> predictors;
+  predictors.push_back(make_predictor(name, g));
+  run(state, g, predictors);
+}
+
 std::string words(const Geometry& g) {
   return std::to_string(g.layers) + "x" + std::to_string(g.experts_per_layer) + " top-" +
          std::to_string(g.top_k);
@@ -170,6 +176,14 @@ const int kRegistered = [] {
       benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& s) { bank(s, sizes, mib); })
           ->Unit(benchmark::kMicrosecond)
           ->MinTime(0.4);
+    }
+  }
+  for (const Geometry& g : {small, middle, large}) {
+    for (const char* kind : {"popularity", "previous-token", "markov"}) {
+      const std::string name = "Named/" + std::string(kind) + "/" + words(g);
+      benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& s) { named(s, kind, g); })
+          ->Unit(benchmark::kMicrosecond)
+          ->MinTime(0.2);
     }
   }
   return 0;
