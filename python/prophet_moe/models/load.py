@@ -20,6 +20,7 @@ from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, Moe
 from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
 from prophet_moe.models.stubs import parameterless
+from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
 
 # A system is a combination of decisions with a name: (eviction policy, keep experts after use).
 SYSTEMS = {
@@ -77,6 +78,7 @@ def load(
         else expected-next-use).
     dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
     threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
+        Decode steps of a model with small dense matrices run on one thread of torch, which is faster.
     pool: "global" lets any slot hold any expert, "per-layer" divides the slots evenly.
     context: tokens the KV cache must hold within the budget; None: at most 2048.
     predictor: a trained predictor for system prophet: a file, or the name of one in the package; None with
@@ -135,6 +137,9 @@ def load(
         offload = Offload(engine, info, plan, name, engine.backend, exact, False, None, read)
         _bind(loaded, blueprint, offload)
         attach(loaded, offload)
+        # Sums of several threads round in another way than those of one.
+        if not exact and one_thread_is_faster(loaded, info.kv_bytes_per_token * tokens // info.layers):
+            decode_on_one_thread(loaded)
     except BaseException:
         engine.close()
         raise
