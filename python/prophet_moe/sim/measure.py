@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import prophet_ext
@@ -35,7 +37,8 @@ def measure_card(name: str, path: Path | None, told: Callable[[str], None] = lam
     told("arithmetic")
     flops = _flops()
     told(f"decoding with {REFERENCE}")
-    layer_ns, expert_ns = decode_times(REFERENCE)
+    times = decode_times(REFERENCE)
+    layer_ns, expert_ns = statistics.median(times.layer_ns), statistics.median(times.expert_ns)
     limit = memory.total if memory.limit is None else min(memory.total, memory.limit)
     return MachineCard(
         name=name,
@@ -72,14 +75,20 @@ def measure_card(name: str, path: Path | None, told: Callable[[str], None] = lam
     )
 
 
-def decode_times(model: str, steps: int = _STEPS) -> tuple[float, float]:
-    """(layer_ns, expert_ns) of decoding one token with every expert in memory: medians of `steps` steps.
+@dataclass(frozen=True)
+class DecodeTimes:
+    """Decode steps of one token with every expert in memory, nanoseconds, one entry a step."""
 
-    layer_ns is a step less the engine's expert arithmetic, per MoE layer; expert_ns that arithmetic per
-    expert used. Raises what load raises.
+    layer_ns: list[float]  # a step less the engine's expert arithmetic, per MoE layer
+    expert_ns: list[float]  # that arithmetic, per expert used
+
+
+def decode_times(model: str, steps: int = _STEPS) -> DecodeTimes:
+    """Loads the model with room for all experts and decodes 2 x steps tokens, the latter half timed.
+
+    What a step still waited for bytes is taken off. Raises what load raises.
     """
     import itertools
-    import statistics
 
     from prophet_moe.generate import decode, end_tokens, fixed_tokens
     from prophet_moe.models.load import load
@@ -88,24 +97,21 @@ def decode_times(model: str, steps: int = _STEPS) -> tuple[float, float]:
     loaded = load(model, slots="100%")
     offload = offload_of(loaded)
     try:
-        info = offload.info
-        fed = fixed_tokens(2 * steps + 2, info.vocab_size, end_tokens(info))
-        marks = decode(
-            loaded, fed[:1], max_new_tokens=2 * steps, forced=fed[1:], counters=offload.engine.counters
-        ).whole().marks  # fmt: skip
+        info, engine = offload.info, offload.engine
+        fed = fixed_tokens(2 * steps + 1, info.vocab_size, end_tokens(info))
+        recording = decode(
+            loaded, fed[:1], max_new_tokens=2 * steps, forced=fed[1:], counters=engine.counters
+        )
+        marks = recording.whole().marks[-steps - 1 :]
     finally:
         offload.close()
-    late = marks[-steps - 1 :]  # every expert that will be used has been read by then
-    walls, arithmetic = [], []
-    for earlier, later in itertools.pairwise(late):
+    found = DecodeTimes([], [])
+    for earlier, later in itertools.pairwise(marks):
         spent = later.counters["compute_ns"] - earlier.counters["compute_ns"]
         waited = later.counters["stall_ns"] - earlier.counters["stall_ns"]
-        walls.append(later.at_ns - earlier.at_ns - spent - waited)
-        arithmetic.append(spent)
-    return (
-        statistics.median(walls) / info.layers,
-        statistics.median(arithmetic) / (info.layers * info.top_k),
-    )
+        found.layer_ns.append((later.at_ns - earlier.at_ns - spent - waited) / info.layers)
+        found.expert_ns.append(spent / (info.layers * info.top_k))
+    return found
 
 
 def _flops() -> float:

@@ -174,7 +174,8 @@ def test_a_browser_draws_every_figure(
       return [...document.querySelectorAll('.figure')].map(one => {
         const plot = one.querySelector('.main-svg'), box = one.getBoundingClientRect();
         const marks = one.querySelectorAll('.points path, .point path, .hm image, .box, .js-line').length;
-        return {id: one.id, wide: box.width, high: plot ? plot.getBoundingClientRect().height : 0, marks: marks};
+        const high = plot ? plot.getBoundingClientRect().height : 0;
+        return {id: one.id, wide: box.width, high: high, marks: marks};
       });""")
     assert {one["id"].removeprefix("study1-") for one in figures} == KEYS
     for one in figures:

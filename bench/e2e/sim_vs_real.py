@@ -1,0 +1,202 @@
+"""The simulator against reality: real runs, and the replay of their own routing on this machine's own card.
+
+    python bench/e2e/sim_vs_real.py reference-moe --slots 25%,50% --steps 64 --rounds 5
+
+Every system decodes the same fixed tokens on a packed copy of the model, systems in turn, then all again.
+The router's choices, taken from the timeline of a run, are replayed. Hits, bytes and evictions must be equal
+to the count.
+
+Times are those of a quiet machine, as far as a shared one can tell: a step does the same work in every
+round, so its time is its least over the rounds, and a system's time is the mean over steps. The card is made
+the same way from measurements between the rounds: the disk with the model's own file in chunks as the runtime
+reads them, a layer and an expert by decoding with every expert in memory. Nothing is fitted to the runs that
+are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import prophet_ext
+from prophet_moe.formats.packed import pack
+from prophet_moe.formats.trace import TraceReader, TraceWriter
+from prophet_moe.generate import decode, end_tokens, fixed_tokens
+from prophet_moe.models.inspect import inspect
+from prophet_moe.models.load import load
+from prophet_moe.models.offload import offload_of
+from prophet_moe.runreport import RunReport, build_report
+from prophet_moe.sim.machine import Machine
+from prophet_moe.sim.measure import decode_times
+from prophet_moe.sim.replay import ReplayReport, replay
+from prophet_moe.sim.systems import system_named
+
+SYSTEMS = "on-demand,lru,lfu,lfru,expected-next-use"
+ASKED = ("hit", "in_flight", "miss")
+CHUNK = 1 << 20  # the runtime's own
+
+
+def routes_of(
+    timeline: dict[str, NDArray[np.int64]], kinds: Sequence[str], layers: int, top_k: int
+) -> NDArray[np.int64]:
+    """[tokens, layers, top_k]: the experts that a run of single tokens asked for, by its timeline.
+
+    Raises ValueError: events that do not make up whole tokens.
+    """
+    asked = np.isin(timeline["kind"], [kinds.index(name) for name in ASKED])
+    experts, layer = timeline["expert"][asked], timeline["layer"][asked]
+    tokens = len(experts) // (layers * top_k)
+    expected = np.tile(np.repeat(np.arange(layers), top_k), tokens)
+    if len(experts) != len(expected) or (layer != expected).any():
+        raise ValueError(
+            f"{len(experts)} requests are no whole tokens of {layers} layers, top-{top_k}: "
+            "the timeline may be full, so take fewer steps."
+        )
+    return experts.reshape(tokens, layers, top_k)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One real run: its report, what its router chose, and the time of each decode step."""
+
+    report: RunReport
+    routes: NDArray[np.int64]  # [tokens, layers, top_k]
+    steps_ms: list[float]
+
+
+def real_run(model: Path, system: str, slots: str, fed: list[int]) -> Run:
+    """Feeds these tokens one by one, from an empty cache."""
+    loaded = load(str(model), system=system, slots=slots, timeline=True)
+    offload = offload_of(loaded)
+    try:
+        engine, info = offload.engine, offload.info
+        recording = decode(
+            loaded, fed[:1], max_new_tokens=len(fed) - 1, forced=fed[1:], counters=engine.counters
+        ).whole()
+        routes = routes_of(engine.timeline(), engine.timeline_kinds(), info.layers, info.top_k)
+        report = build_report(
+            recording.begun, recording.marks, model=info.name, backend="cpu", system=system, exact=False,
+            budget_bytes=0, expert_slots=engine.slots, experts_total=info.experts_total,
+            expert_bytes=info.expert_bytes, prompt_tokens=1, token_ids=recording.token_ids, text=None,
+            peak_rss_bytes=0,
+        )  # fmt: skip
+    finally:
+        offload.close()
+    steps = [(later.at_ns - earlier.at_ns) / 1e6 for earlier, later in itertools.pairwise(recording.marks)]
+    return Run(report, routes, steps)
+
+
+def measure(model: Path, expert_bytes: int, seconds: float) -> Machine:
+    """This machine just now, by the model's own file of experts."""
+    file = str(model / "experts.safetensors")
+    disk = prophet_ext.read_bandwidth(file, seconds, min(CHUNK, expert_bytes), 16, "auto")
+    small = prophet_ext.read_bandwidth(file, seconds, 4096, 1, "auto")
+    times = decode_times(str(model))
+    return Machine(
+        name="this machine",
+        bytes_per_second=disk["bytes_per_second"],
+        latency_ns=round(small["p50_ms"] * 1e6),
+        chunk_bytes=CHUNK,
+        layer_ns=round(min(times.layer_ns)),
+        expert_ns=round(min(times.expert_ns)),
+    )
+
+
+def quiet(machines: Sequence[Machine]) -> Machine:
+    """The best of each number: what a quiet machine would have shown."""
+    least = {
+        key: min(getattr(one, key) for one in machines) for key in ("latency_ns", "layer_ns", "expert_ns")
+    }
+    most = max(one.bytes_per_second for one in machines)
+    return dataclasses.replace(machines[0], bytes_per_second=most, **least)
+
+
+def simulated(
+    folder: Path, routes: NDArray[np.int64], report: RunReport, machine: Machine, experts_per_layer: int
+) -> ReplayReport:
+    """The same routes replayed; the first token is the prefill, as in the run."""
+    path = folder / "routes.safetensors"
+    path.unlink(missing_ok=True)
+    tokens, layers, top_k = routes.shape
+    with TraceWriter(
+        path, model=report.model, layers=layers, experts_per_layer=experts_per_layer, top_k=top_k,
+        gate_probs=False, token_id=False,
+    ) as writer:  # fmt: skip
+        writer.append(routes, phase=(np.arange(tokens) > 0).astype(np.uint8))
+        writer.end_sequence()
+    system = system_named(report.system)
+    return replay(
+        TraceReader(path), machine, slots=report.expert_slots, expert_bytes=report.expert_bytes,
+        policy=system.policy, keep=system.keep,
+    )  # fmt: skip
+
+
+def compared(runs: Sequence[Run], simulation: ReplayReport) -> dict[str, Any]:
+    """What agreed. Runs are rounds of one system and differ in their times alone."""
+    steps = [min(times) for times in zip(*(run.steps_ms for run in runs), strict=True)]
+    real, replayed = statistics.fmean(steps), simulation.tpot_ms.mean
+    moved = dataclasses.replace(simulation.bytes, per_token=None)
+    first = runs[0].report
+    return {
+        "system": first.system,
+        "slots": first.expert_slots,
+        "hits_equal": all(run.report.hits == simulation.hits for run in runs),
+        "bytes_equal": all(dataclasses.replace(run.report.bytes, per_token=None) == moved for run in runs),
+        "evictions_equal": all(run.report.evictions == simulation.evictions for run in runs),
+        "misses": first.hits.miss,
+        "quiet_ms": round(real, 3),
+        "simulated_ms": round(replayed, 3),
+        "error": round(replayed / real - 1, 4),
+        "round_means_ms": [round(statistics.fmean(run.steps_ms), 3) for run in runs],
+        "simulated_stall_ms": round(simulation.stall_ms.mean, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--slots", default="25%")
+    parser.add_argument("--systems", default=SYSTEMS)
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement of the disk")
+    options = parser.parse_args()
+    cases = list(itertools.product(options.slots.split(","), options.systems.split(",")))
+    runs: dict[tuple[str, str], list[Run]] = {case: [] for case in cases}
+    machines, loads = [], []
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        packed = pack(options.model, folder / "packed")
+        info = inspect(str(packed))
+        fed = fixed_tokens(options.steps + 1, info.vocab_size, end_tokens(info))
+        for turn in range(options.rounds):
+            machines.append(measure(packed, info.expert_bytes, options.seconds))
+            loads.append(round(os.getloadavg()[0], 1))
+            for slots, system in cases:
+                runs[slots, system].append(real_run(packed, system, slots, fed))
+                print(f"round {turn + 1}: {system} {slots}", file=sys.stderr)
+        machine = quiet(machines)
+        for rounds in runs.values():
+            simulation = simulated(
+                folder, rounds[0].routes, rounds[0].report, machine, info.experts_per_layer
+            )
+            print(json.dumps(compared(rounds, simulation)), flush=True)
+    machine_facts = {key: value for key, value in dataclasses.asdict(machine).items() if value}
+    print(json.dumps({"machine": machine_facts, "load_averages": loads}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

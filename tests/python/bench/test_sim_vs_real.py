@@ -1,0 +1,56 @@
+"""A replay of a real run's own routing counts what the run counted."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sim_vs_real
+
+from prophet_moe.formats.packed import pack
+from prophet_moe.models.inspect import inspect
+from prophet_moe.sim.machine import Machine
+
+MACHINE = Machine("a test", bytes_per_second=1e9, latency_ns=50_000, layer_ns=100_000, expert_ns=10_000)
+
+
+@pytest.fixture(scope="module")
+def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tiny, tmp_path_factory.mktemp("packed") / "model")
+
+
+@pytest.mark.parametrize("system", sim_vs_real.SYSTEMS.split(","))
+def test_hits_bytes_and_evictions_are_equal(packed: Path, tmp_path: Path, system: str) -> None:
+    info = inspect(str(packed))
+    run = sim_vs_real.real_run(packed, system, "50%", [3, 17, 99, 4, 17, 230, 8, 8, 120, 61, 5, 200])
+    assert run.routes.shape == (11, info.layers, info.top_k)
+    assert len(run.steps_ms) == 10
+    simulation = sim_vs_real.simulated(tmp_path, run.routes, run.report, MACHINE, info.experts_per_layer)
+    found = sim_vs_real.compared([run, run], simulation)
+    assert found["hits_equal"]
+    assert found["bytes_equal"]
+    assert found["evictions_equal"]
+    assert found["misses"] > 0
+    assert found["quiet_ms"] == pytest.approx(sum(run.steps_ms) / 10, abs=0.001)
+    other = dataclasses.replace(simulation.hits, miss=simulation.hits.miss + 1)
+    wrong = sim_vs_real.compared([run], dataclasses.replace(simulation, hits=other))
+    assert not wrong["hits_equal"]
+
+
+def test_requests_that_are_no_whole_tokens_are_refused() -> None:
+    kinds = ["miss", "evicted", "hit", "in_flight"]
+    columns = {
+        "kind": np.array([0, 1, 2, 2, 3]),
+        "layer": np.array([0, 0, 0, 1, 1]),
+        "expert": np.array([4, 9, 2, 1, 0]),
+    }
+    assert sim_vs_real.routes_of(columns, kinds, 2, 2).tolist() == [[[4, 2], [1, 0]]]
+    short = {name: column[:-1] for name, column in columns.items()}
+    with pytest.raises(ValueError, match="3 requests are no whole tokens of 2 layers, top-2"):
+        sim_vs_real.routes_of(short, kinds, 2, 2)
+
+
+def test_the_quiet_machine_has_the_best_of_each() -> None:
+    slow = dataclasses.replace(MACHINE, bytes_per_second=5e8, layer_ns=90_000)
+    best = sim_vs_real.quiet([MACHINE, slow])
+    assert (best.bytes_per_second, best.layer_ns, best.expert_ns) == (1e9, 90_000, 10_000)
