@@ -52,10 +52,10 @@ def _cache(seen: Analysis) -> list[str]:
         out.append(
             f"{size.slots} slots ({percent(size.fraction)}): LRU misses {percent(size.lru)}, the best fixed "
             f"set {percent(size.fixed)}, and no policy less than {percent(size.clairvoyant)}. Foresight in "
-            f"eviction could save at most {percent(saved)} of LRU's misses; prefetch can hide the rest, but "
-            "not avoid it."
+            f"eviction could save at most {percent(saved)} of LRU's misses."
         )
     if seen.sizes:
+        out.append("What no policy avoids must be read; a prefetch can only hide it.")
         middle = seen.sizes[len(seen.sizes) // 2]
         out.append(
             "A fixed list of popular experts beats recency here: popularity is stable."

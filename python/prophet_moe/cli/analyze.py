@@ -113,12 +113,12 @@ def tables(found: Analysis, by_domain: bool) -> Iterator[Table]:
     yield _popularity(found)
     yield _sizes(found)
     for steps, unit, target in (
-        (found.cross_layer, "layers ahead", "a later layer, same token"),
-        (found.cross_token, "tokens ahead", "a later token, same layer"),
+        (found.cross_layer, "layers", "a later layer, same token"),
+        (found.cross_token, "tokens", "a later token, same layer"),
     ):
         if steps:
             yield _dominant(steps, unit, f"Information about {target}: the dominant expert")
-            yield _sets(steps, unit, f"Information about {target}: sets, of the target's entropy")
+            yield _sets(steps, unit, f"Information about {target}: sets")
     if by_domain and found.domains is not None:
         yield _domains(found)
 
@@ -136,8 +136,7 @@ def _popularity(found: Analysis) -> Table:
     table = _table(
         f"Popularity: {found.model or found.trace}, {found.tokens} tokens in {found.sequences} sequences, "
         f"{found.layers} layers of {found.experts_per_layer} experts, top-{found.top_k}",
-        "layer", "top 20 %", "in a sequence", "bits", "of maximum", "Zipf s", "KS", "p", "exponential "
-        "KS", "lognormal KS",
+        "layer", "top 20 %", "in text", "bits", "of max", "Zipf s", "KS", "p", "exp. KS", "logn. KS",
     )  # fmt: skip
     for number, layer in enumerate(found.popularity):
         zipf = layer.fits["zipf"]
@@ -170,7 +169,7 @@ def _sizes(found: Analysis) -> Table:
 
 
 def _dominant(steps: list[Step], unit: str, title: str) -> Table:
-    table = _table(title, unit, "bits", "null", "of entropy", "95 %", "of maximum", "this moment's")
+    table = _table(title, unit, "bits", "null", "share", "95 %", "of log2 E", "moment")
     for step in steps:
         dominant = step.forms["dominant"]
         interval = dominant.of_entropy_interval
@@ -179,7 +178,7 @@ def _dominant(steps: list[Step], unit: str, title: str) -> Table:
             f"{dominant.corrected:.3f}",
             f"{dominant.null:.4f}",
             f"{dominant.of_entropy:.1%}",
-            "-" if interval is None else f"{100 * interval[0]:.1f}-{interval[1]:.1%}",
+            "-" if interval is None else f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}",
             f"{dominant.of_maximum:.1%}",
             f"{dominant.beyond_popularity_of_entropy:.1%}",
         )
