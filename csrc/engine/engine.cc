@@ -84,11 +84,8 @@ void Engine::begin_step(std::int32_t layer) {
   ++ticks_;
   if (!planner_) return;
   planner_->tick();
-  const Mover::Outcomes& outcomes = mover_.outcomes();
-  for (; told_.wasted < outcomes.wasted; ++told_.wasted) planner_->wasted();
-  planner_->paid(double(outcomes.overtaken_bytes - told_.overtaken_bytes) /
-                 double(store_->slot_bytes()));
-  told_ = outcomes;
+  planner_->paid(double(mover_.overtaken_bytes() - overtaken_) / double(store_->slot_bytes()));
+  overtaken_ = mover_.overtaken_bytes();
   replan_ = true;
   if (layer == 0) measure_pace();
 }

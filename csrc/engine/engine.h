@@ -199,8 +199,8 @@ class Engine {
     std::int64_t ticks = 0;
     std::uint64_t bytes = 0;
     Nanos now = 0, busy = 0, demand = 0;
-  } mark_;                // where the pace was last measured
-  Mover::Outcomes told_;  // what the planner knows of
+  } mark_;                       // where the pace was last measured
+  std::uint64_t overtaken_ = 0;  // bytes that the planner knows of
   std::vector<Foresight::Word> words_;
   std::vector<Prefetch> wanted_;
 

@@ -28,12 +28,9 @@ double Planner::trust(std::int32_t layer) const {
 
 void Planner::tick() {
   ++ticks_;
-  for (double* sum : {&benefit_, &cost_, &used_, &wasted_}) *sum *= kOutcomeFade;
+  benefit_ *= kOutcomeFade;
+  cost_ *= kOutcomeFade;
   weigh();
-}
-
-void Planner::regretted() {
-  if (wasted_ > 0) cost_ += wasted_ / (used_ + wasted_);
 }
 
 void Planner::weigh() {

@@ -6,9 +6,10 @@
 //  * Trust: for each layer, how many of the experts forecast lately the router then asked for, over
 //    how many the probabilities promised; at most 1. Probabilities are multiplied by it, so drift
 //    lowers wishes instead of hurting.
-//  * Conscience: a prefetch that was used has saved a transfer; a demand that found a chunk of a
-//    prefetch on the link was delayed by it, and an expert that was evicted for a wish and then
-//    missed costs a transfer. Both are kept as fading sums. When the cost exceeds the benefit,
+//  * Conscience: a prefetch that was used has saved a transfer, one that the router overtook the
+//    part that had been moved. A demand that found a chunk of a prefetch on the link waited for
+//    half of it; an expert that was evicted for a wish, and missed while it would still have been
+//    here, costs a transfer. Both are kept as fading sums. When the cost exceeds the benefit,
 //    nothing is wished for a while, twice as long each time it happens again.
 //
 // Not thread-safe: the engine holds the lock.
@@ -38,10 +39,9 @@ class Planner {
   void asked(std::int32_t layer, std::span<const std::int32_t> experts);
 
   // Outcomes, in transfers of an expert.
-  void paid(double part) { benefit_ += part, used_ += part; }  // brought early, and used
-  void wasted() { wasted_ += 1; }                              // brought for nothing
-  void regretted();                                            // evicted for a wish, and missed
-  void delayed() { cost_ += chunk_ / 2; }  // a demand that found a prefetch on the link
+  void paid(double part) { benefit_ += part; }  // brought early, and used
+  void regretted() { cost_ += 1; }              // evicted for a wish, and missed
+  void delayed() { cost_ += chunk_ / 2; }       // a demand that found a prefetch on the link
 
   // The link: times of one expert and of one layer step, the part of a step without demands.
   struct Pace {
@@ -71,7 +71,7 @@ class Planner {
   std::vector<Word> words_;   // [layers]
   std::vector<Trust> trust_;  // [layers]
   std::vector<Forecast> candidates_;
-  double benefit_ = 0, cost_ = 0, used_ = 0, wasted_ = 0;  // in transfers of an expert
+  double benefit_ = 0, cost_ = 0;  // in transfers of an expert
   std::int64_t silent_until_ = 0, silence_ = 0;
   std::uint64_t held_ = 0;
 };

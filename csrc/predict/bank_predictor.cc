@@ -336,6 +336,15 @@ void BankPredictor::forecast(std::int32_t layer, std::vector<Forecast>& out) {
       out.push_back({{layer + f, std::int32_t(i)}, p_[i], f});
     }
   }
+  // The layer's own next turn: the first head, whose logits `next_use` has left behind.
+  const BankConfig& c = network_->config();
+  const float scale = network_->next_scale[std::size_t(layer) * std::size_t(c.heads)];
+  const float* logits = raw(std::size_t(layer));
+  for (std::size_t i = 0; i < network_->experts(); ++i) {
+    const float p = 1 / (1 + std::exp(-scale * logits[i]));
+    if (p < kLeastForecast) continue;
+    out.push_back({{layer, std::int32_t(i)}, p, c.geometry.layers});
+  }
 }
 
 }  // namespace prophet

@@ -6,8 +6,8 @@
 //
 // Two forecasts, for two uses. *Next use* serves eviction: how many turns of its own layer (one
 // turn per token while decoding) until an expert is used again. *Horizons* serve prefetch: the
-// probability that an expert of a coming layer is needed by the same token; experts that are less
-// likely than kLeastForecast are left out.
+// probability that an expert is needed when a coming layer runs, of the same token or, counting on,
+// of the next one; experts that are less likely than kLeastForecast are left out.
 #pragma once
 
 #include <cstdint>
@@ -53,8 +53,8 @@ class Predictor {
     return false;
   }
 
-  // Appends forecasts with p >= kLeastForecast for the layers after `layer`, which was observed
-  // last.
+  // Appends forecasts with p >= kLeastForecast for layer steps after that of `layer`, which was
+  // observed last and whose `next_use` has been asked. A horizon of `layers` is its own next turn.
   virtual void forecast(std::int32_t layer, std::vector<Forecast>& out) { (void)layer, (void)out; }
 };
 

@@ -33,11 +33,16 @@ const Mover::Transfer* Mover::find(ExpertKey key) const {
 
 bool Mover::start(ExpertKey key, Lane lane, const std::optional<Cache::Placement>& placement) {
   if (!placement) return false;
+  const Geometry& g = store_.geometry();
+  displaced_[g.index(key)] = false;
   if (placement->evicted) {
     evicted(*placement->evicted);
-    displaced_[store_.geometry().index(*placement->evicted)] = lane == Lane::prefetch;
+    if (lane == Lane::prefetch) {
+      displaced_[g.index(*placement->evicted)] = true;
+      displaced_in_order_.push_back(*placement->evicted);
+    }
   }
-  displaced_[store_.geometry().index(key)] = false;
+  if (lane == Lane::demand) forget_displaced();
   cache_.loading(key);
   Transfer transfer;
   transfer.key = key;
@@ -56,8 +61,17 @@ void Mover::evicted(ExpertKey key) {
   if (unused > 0) {
     recorder_.record({now, now, EventKind::prefetch_wasted, key, unused});
     recorder_.record({now, now, EventKind::evicted_unused, key, 0});
-    ++outcomes_.wasted;
     unused = 0;
+  }
+}
+
+void Mover::forget_displaced() {
+  while (!displaced_in_order_.empty()) {
+    auto oldest = displaced_[store_.geometry().index(displaced_in_order_.front())];
+    displaced_in_order_.pop_front();
+    if (!oldest) continue;
+    oldest = false;
+    return;
   }
 }
 
@@ -89,7 +103,10 @@ bool Mover::demand(ExpertKey key) {
     // On its way: what a failed chunk left behind cannot be mended, the rest is promoted.
     if (!transfer->error.empty()) return false;
     transfer->cancelled = false;
-    if (transfer->lane == Lane::prefetch) outcomes_.overtaken_bytes += started(*transfer);
+    if (transfer->lane == Lane::prefetch) {
+      overtaken_bytes_ += started(*transfer);
+      forget_displaced();
+    }
     transfer->lane = Lane::demand;
     start_all_chunks(*transfer);
     return true;
@@ -136,8 +153,8 @@ void Mover::start_wishes() {
     const Prefetch wish = wishes_.back();
     wishes_.pop_back();
     if (cache_.state(wish.key) != Residency::absent) continue;  // a demand was faster
-    if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish)))
-      continue;  // no slot is worth less
+    // Where no slot is worth less, the wish is dropped.
+    if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish))) continue;
     while (free > 0 && start_chunk(moving_.back())) --free;
   }
 }
@@ -238,6 +255,7 @@ bool Mover::used(ExpertKey key) {
   const Nanos now = backend_.now();
   recorder_.record({now, now, EventKind::prefetch_used, key, unused});
   unused = 0;
+  forget_displaced();  // without the wish a demand would have needed a slot now
   return true;
 }
 

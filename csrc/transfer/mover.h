@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
@@ -39,12 +40,6 @@ class Mover {
  public:
   Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span<std::byte> arena,
         Recorder& recorder, MoverOptions options);
-
-  // Prefetches so far: brought and evicted unused; bytes moved before the router overtook one.
-  struct Outcomes {
-    std::uint64_t wasted = 0, overtaken_bytes = 0;
-  };
-  const Outcomes& outcomes() const { return outcomes_; }
 
   // Something that ended: the expert is resident, or failed with a reason.
   struct Ending {
@@ -78,8 +73,11 @@ class Mover {
 
   // The router has used `key`. True when a prefetch had brought it: its bytes have paid.
   bool used(ExpertKey key);
-  // True when `key` is absent because a wish took its slot.
+  // True when `key` would still be here had nothing been wished: a wish took its slot, and no
+  // demand has needed a slot since.
   bool displaced(ExpertKey key) const;
+  // Bytes of prefetches that were moved, or on the link, when the router overtook them.
+  std::uint64_t overtaken_bytes() const { return overtaken_bytes_; }
   // True while a chunk of a prefetch is on its way.
   bool prefetch_on_link() const { return prefetch_chunks_in_flight() > 0; }
 
@@ -111,6 +109,7 @@ class Mover {
   std::uint64_t started(const Transfer& transfer) const;  // bytes landed or on the link
   void finish(const Transfer& transfer, std::vector<Ending>& ended);
   void evicted(ExpertKey key);
+  void forget_displaced();  // the oldest one: it would have left by now
   Transfer* find(ExpertKey key);
   const Transfer* find(ExpertKey key) const;
   int prefetch_chunks_in_flight() const;
@@ -121,11 +120,12 @@ class Mover {
   std::span<std::byte> arena_;
   Recorder& recorder_;
   MoverOptions options_;
-  std::vector<Transfer> moving_;       // few: at most the experts of some layers
-  std::vector<Prefetch> wishes_;       // not started, best last
-  std::vector<std::uint64_t> unused_;  // [experts] bytes a prefetch brought, not used yet
-  std::vector<bool> displaced_;        // [experts]
-  Outcomes outcomes_;
+  std::vector<Transfer> moving_;              // few: at most the experts of some layers
+  std::vector<Prefetch> wishes_;              // not started, best last
+  std::vector<std::uint64_t> unused_;         // [experts] bytes a prefetch brought, not used yet
+  std::vector<bool> displaced_;               // [experts]
+  std::deque<ExpertKey> displaced_in_order_;  // oldest first; may name experts that have come back
+  std::uint64_t overtaken_bytes_ = 0;
 };
 
 }  // namespace prophet

@@ -230,7 +230,11 @@ TEST(BankPredictor, EqualsItsDefinitionAtEveryStepInEveryInstructionSet) {
 TEST(BankPredictor, ForecastsAreTheProbabilitiesThatAreWorthHandingOver) {
   BankWeights w = weights();
   for (float& bias : w.ahead_bias) bias -= 4;  // else all are likely
+  // The expected gap is then 2 - p, p the chance of the own next turn.
+  const std::size_t row = 1 + std::size_t(config().heads);
+  for (std::size_t i = 0; i < w.gap_weight.size(); ++i) w.gap_weight[i] = i % row < 2 ? 1.0f : 0.0f;
   BankPredictor predictor(config(), w);
+  std::vector<float> gaps(kExperts);
   const Trace trace = make_trace(3, 5);
   bool left_out = false;
   for (std::size_t at = 0; at < trace.size(); ++at) {
@@ -248,7 +252,16 @@ TEST(BankPredictor, ForecastsAreTheProbabilitiesThatAreWorthHandingOver) {
         }
       }
     }
+    predictor.next_use(layer, gaps);
     predictor.forecast(layer, got);
+    const auto own = std::stable_partition(
+        got.begin(), got.end(), [&](const Forecast& one) { return one.horizon < kLayers; });
+    for (auto one = own; one != got.end(); ++one) {
+      EXPECT_EQ(one->key.layer, layer);
+      EXPECT_GE(one->p, kLeastForecast);
+      EXPECT_NEAR(one->p, 2 - gaps[std::size_t(one->key.expert)], 1e-5f);
+    }
+    got.erase(own, got.end());
     ASSERT_EQ(got.size(), want.size());
     for (std::size_t k = 0; k < got.size(); ++k) {
       EXPECT_EQ(got[k].key, want[k].key);
