@@ -49,6 +49,16 @@ def test_record_a_trace() -> None:
 
 
 @pytest.mark.slow
+def test_simulate(tmp_path: Path) -> None:
+    said = run("06_simulate", str(tmp_path / "report.html"))
+    assert "left out: prophet needs a predictor" in said
+    rows = re.findall(r"^ 25% (\S+) +(\d+\.\d+) ms", said, re.MULTILINE)
+    assert rows[0][0] == "belady"
+    assert rows[-1][0] == "on-demand"
+    assert "Plotly.newPlot" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_remake_reference_model(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()

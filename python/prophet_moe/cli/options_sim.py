@@ -43,6 +43,14 @@ Lane = Annotated[
 LinkScale = Annotated[
     str, _flag("--link-scale", metavar="A,B", text="Multiply the lane's bandwidth, one sweep for each.")
 ]
+SweepOptions = Annotated[
+    list[str] | None,
+    _flag(
+        "--sweep",
+        metavar="NAME=A,B",
+        text="Values of a field of the prefetch rule, for systems with a predictor; repeat to combine.",
+    ),
+]
 HeldOut = Annotated[
     int | None,
     _flag("--held-out", min=1, metavar="N", text="Only the N sequences that training with seed 0 holds out."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,33 @@ def show(lines: Sequence[Line], title: str) -> None:
     """The table on stdout, in the order of the systems."""
     from rich.table import Table
 
-    table = Table("system", *HEADINGS, title=title, pad_edge=False)
+    named = any(line["options"] or line["link_scale"] != 1 for line in lines)
+    table = Table("system", *(["options"] if named else []), *HEADINGS, title=title, pad_edge=False)
     for line in lines:
-        scale = "" if line["link_scale"] == 1 else f" at {line['link_scale']:g} B"
-        table.add_row(line["system"] + scale, *row(line))
+        options = line["options"] | ({} if line["link_scale"] == 1 else {"link": line["link_scale"]})
+        told = [" ".join(f"{name}={value}" for name, value in options.items())] if named else []
+        table.add_row(line["system"], *told, *row(line))
     if not all(line["fits"] for line in lines):
         table.caption = "some of these slots do not fit into the machine's fast memory"
     data().print(table)
+
+
+def swept(texts: Sequence[str]) -> tuple[tuple[str, tuple[float | int | str, ...]], ...]:
+    """Options of `least=0.3,0.8`. Raises ValueError."""
+    found = []
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not name or not equals or not split_list(values):
+            raise ValueError(f"--sweep {text!r} is no option with values: write least=0.3,0.5,0.8.")
+        found.append((name, tuple(_value(word) for word in split_list(values))))
+    return tuple(found)
+
+
+def _value(word: str) -> float | int | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
 
 
 @guarded
@@ -75,6 +96,7 @@ def simulate(
     weights: sim_flag.Weights = None,
     lane: sim_flag.Lane = None,
     link_scale: sim_flag.LinkScale = "1",
+    sweep: sim_flag.SweepOptions = None,
     pool: flag.Pool = "global",
     cold: sim_flag.Cold = False,
     held_out: sim_flag.HeldOut = None,
@@ -110,6 +132,7 @@ def simulate(
             cold=cold,
             held_out=held_out,
             predictor=found,
+            options=swept(sweep or ()),
         )
     )
     for why in left:

@@ -163,18 +163,27 @@ def cache_size(study: Study) -> Drawing:
 
 def thresholds(study: Study) -> Drawing:
     title, caption = "Sensitivity to thresholds", "Time per token as an option of a system changes."
-    curves: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    curves: dict[str, list[tuple[float, float]]] = {}
     for line in study.lines:
         for option, value in line["options"].items():
-            if line["link_scale"] == 1 and (time := tpot(line)) is not None:
-                curves.setdefault((line["system"], option, line["slots"]), []).append((value, time))
+            if (
+                line["link_scale"] == 1
+                and isinstance(value, int | float)
+                and (time := tpot(line)) is not None
+            ):
+                others = [f"{name} {kept}" for name, kept in line["options"].items() if name != option]
+                name = ", ".join([f"{line['system']} by {option}", *others, line["slots"]])
+                curves.setdefault(name, []).append((value, time))
+    curves = {name: sorted(pairs) for name, pairs in curves.items() if len(pairs) > 1}
     if not curves:
-        lacks = "no line has an option of a system that differs from its default"
+        lacks = (
+            "no option of a system was replayed with several values; simulate with --sweep least=0.3,0.5,0.8"
+        )
         return Drawing("thresholds", title, caption, missing=lacks)
     figure = empty("value of the option", "ms per token")
-    for (system, option, slots), pairs in sorted(curves.items()):
-        x, y = zip(*sorted(pairs), strict=True)
-        figure.add_scatter(x=x, y=y, mode="lines+markers", name=f"{system}, {option}, {slots}")
+    for name, pairs in sorted(curves.items()):
+        x, y = zip(*pairs, strict=True)
+        figure.add_scatter(x=x, y=y, mode="lines+markers", name=name)
     return Drawing("thresholds", title, caption, figure)
 
 

@@ -19,6 +19,7 @@ from prophet_moe.sim.machine import Machine
 from prophet_moe.sim.results import BACKEND, VERSION, Line
 from prophet_moe.sim.systems import system_named
 
+Option = float | int | str
 INSTANT = 1e18  # bytes per second of a link that delivers at once
 
 
@@ -42,6 +43,7 @@ class Cell:
     tokens: int  # of these sequences
     predictor: str | None  # path
     predictor_print: str | None
+    options: tuple[tuple[str, Option], ...] = ()  # fields of the rule of prefetching
 
     @property
     def key(self) -> str:
@@ -90,6 +92,7 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         keep=system.keep,
         cold=cell.cold,
         predictor=predictor,
+        prefetch=dict(cell.options) or None,
         sequences=cell.sequences,
         progress=progress,
         watch=domains.watch,
@@ -142,7 +145,7 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         "cold": cell.cold,
         "sequences": trace.sequences if cell.sequences is None else len(cell.sequences),
         "predictor": Path(cell.predictor).name if predictor is not None and cell.predictor else None,
-        "options": {},
+        "options": dict(cell.options),
         "times": asdict(cell.machine),
         "resident_ms": resident_ms(cell.machine, geometry),
         "fits": geometry.dense_bytes + cell.slots * geometry.expert_bytes <= cell.fast_bytes,

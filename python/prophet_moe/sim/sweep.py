@@ -13,7 +13,7 @@ from typing import Any
 from prophet_moe.budget import parse_slots
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import TraceReader, split_sequences
-from prophet_moe.sim.cell import Cell, fingerprint, run_cell
+from prophet_moe.sim.cell import Cell, Option, fingerprint, run_cell
 from prophet_moe.sim.geometry import Geometry, require_same
 from prophet_moe.sim.machine_card import MachineCard
 from prophet_moe.sim.results import Line
@@ -38,6 +38,7 @@ class Sweep:
     cold: bool = False
     held_out: int | None = None  # sequences; None: all of the trace
     predictor: Path | None = None
+    options: tuple[tuple[str, tuple[Option, ...]], ...] = ()  # swept, of systems with a predictor
 
 
 def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
@@ -59,7 +60,8 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         if left_out(name, sweep.predictor is not None):
             continue
         system = system_named(name)
-        for asked in (EVERYTHING,) if system.everything else sweep.slots:
+        sizes = (EVERYTHING,) if system.everything else sweep.slots
+        for asked, options in itertools.product(sizes, _options(sweep, system.predictor)):
             cell = Cell(
                 trace=str(sweep.trace),
                 fingerprint=prints[0],
@@ -77,9 +79,19 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
                 tokens=tokens,
                 predictor=str(sweep.predictor) if system.predictor else None,
                 predictor_print=prints[1] if system.predictor else None,
+                options=options,
             )
             cells.append(cell)
     return cells, missing
+
+
+def _options(sweep: Sweep, predictor: bool) -> list[tuple[tuple[str, Option], ...]]:
+    """Every combination of the options that are swept; one empty one for a system that has none."""
+    if not predictor or not sweep.options:
+        return [()]
+    names = [name for name, _ in sweep.options]
+    choices = itertools.product(*(values for _, values in sweep.options))
+    return [tuple(zip(names, values, strict=True)) for values in choices]
 
 
 def slots_of(asked: str, geometry: Geometry, card: MachineCard, pool: str) -> int:

@@ -76,6 +76,7 @@ def test_all_leaves_out_by_name_what_cannot_be(prophet: Any, trace: Path) -> Non
         (["--lane", "link"], "cpu-nvme has no lane 'link': it has disk"),
         (["--link-scale", "fast"], "no list of numbers"),
         (["--held-out", "2"], "leave none"),
+        (["--sweep", "least"], "is no option with values"),
         (["--predictor", "gpt-oss-20b", "--systems", "prophet"], "experts"),
     ],
 )

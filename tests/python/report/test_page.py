@@ -57,7 +57,7 @@ def test_figures_hold_the_numbers_of_the_lines(full_lines: list[Line]) -> None:
     wasted = curve(figures["waste"], "promoe")[1]
     assert len(wasted) == 3
     assert all(0 < share < 10 for share in wasted)
-    assert curve(figures["thresholds"], "promoe, threshold, 25%")[0] == [0.3, 0.8]
+    assert curve(figures["thresholds"], "promoe by threshold, 25%")[0] == [0.3, 0.8]
 
 
 def test_splits_sum_to_the_whole(full_lines: list[Line]) -> None:

@@ -12,6 +12,7 @@ import prophet_ext
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import TraceError, TraceReader
 from prophet_moe.runreport import RunReport
+from prophet_moe.sim.cards import find
 from prophet_moe.sim.cell import resident_ms, run_cell
 from prophet_moe.sim.geometry import Geometry, read_geometry
 from prophet_moe.sim.machine_card import read_machine
@@ -23,6 +24,7 @@ from prophet_moe.sim.systems import left_out, parse_systems, systems_known
 MakeTrace = Callable[..., TraceReader]
 MODEL = Geometry("generated", "a test", 5, 24, 3, "bf16", 600_000, 300_000, 50_000, 90_000, 10_000, 512)
 CARD = read_machine("rtx4090-pcie4")
+CARD_FILE = find("rtx4090-pcie4", "machines")  # any file will do for a predictor that is not opened
 
 
 def sweep(trace: TraceReader, **changes: Any) -> Sweep:
@@ -168,6 +170,20 @@ def test_a_system_that_lacks_its_predictor_is_left_out_by_name(write_trace: Make
     assert {cell.system for cell in cells} == {"lru"}
     assert len(missing) == 1
     assert "prophet needs a predictor" in missing[0]
+
+
+def test_options_are_swept_for_systems_with_a_predictor(write_trace: MakeTrace) -> None:
+    swept = (("last", (1, 3)), ("least", (0.5,)))
+    asked = sweep(
+        write_trace([10]), systems=("prophet", "lru"), slots=("25%",), predictor=CARD_FILE, options=swept
+    )
+    cells, _ = cells_of(asked)
+    assert [(cell.system, dict(cell.options)) for cell in cells] == [
+        ("prophet", {"last": 1, "least": 0.5}),
+        ("prophet", {"last": 3, "least": 0.5}),
+        ("lru", {}),
+    ]
+    assert len({cell.key for cell in cells}) == 3
 
 
 def test_a_results_file_grows_by_whole_lines(write_trace: MakeTrace, tmp_path: Path) -> None:
