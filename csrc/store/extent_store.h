@@ -3,7 +3,7 @@
 // Serves checkpoint shards as they were downloaded (pieces at any offset) and packed files
 // (one aligned run per expert) alike. Pieces that are neighbours in a file are read as one
 // run; an unaligned run is read as its aligned superset, so a piece may begin some bytes
-// into its slot.
+// into its slot. Where reads are aligned at all, runs and slots are whole pages of memory.
 #pragma once
 
 #include <vector>

@@ -146,6 +146,18 @@ TEST(ExtentStore, RunsBeginOnCacheLinesOfTheSlot) {
   EXPECT_EQ(subject.store->slot_bytes() % 64, 0u);
 }
 
+// Direct reads at any offset of the file still go to whole pages of memory.
+TEST(ExtentStore, DirectReadsBeginOnPagesOfTheSlot) {
+  const auto subject = fused(512);
+  for (std::int32_t i = 0; i < 12; ++i) {
+    for (const Extent& extent : subject.store->where(subject.store->geometry().key(i))) {
+      EXPECT_EQ(extent.at % 4096, 0u);
+      EXPECT_EQ(extent.offset % 512, 0u);
+    }
+  }
+  EXPECT_EQ(subject.store->slot_bytes() % 4096, 0u);
+}
+
 TEST(ExtentStore, RefusesCountsThatDoNotMatch) {
   const std::vector<FileInfo> files = {{"shard", 1000, 0}};
   const auto refused = [&](Geometry geometry, std::size_t pieces, int per_expert,
