@@ -5,6 +5,7 @@ import pytest
 
 from prophet_moe.predict.bank import Bank
 from prophet_moe.predict.export import PredictorError, load, native
+from prophet_moe.predict.held_out import HeldOut
 from prophet_moe.predict.shipped import find, matching, names
 
 
@@ -16,6 +17,8 @@ def test_a_shipped_predictor_says_what_it_is(name):
     assert made.model
     assert made.training["tokens"] > 10_000
     assert len(made.training["sha256"]) == 64
+    assert len(made.training["seen"]) >= made.training["sequences"]
+    assert HeldOut.from_dict(made.training["split"]).test
     assert made.scores["eviction"]["slots"] == [0.25, 0.375, 0.5, 0.75]
     card = path.with_suffix(".md").read_text()
     for word in ("licence", "trained on", "not for"):
@@ -37,8 +40,10 @@ def test_a_shipped_predictor_runs(name):
     assert matching(c.layers, c.experts, c.top_k) == find(name)
 
 
-def test_gpt_oss_is_among_them():
-    assert "gpt-oss-20b" in names()
+def test_both_models_have_one():
+    assert names() == ["gpt-oss-20b", "reference-moe"]
+    assert matching(12, 32, 4) == find("reference-moe")
+    assert find("reference-moe").stat().st_size <= 1e6
     assert matching(24, 32, 4) == find("gpt-oss-20b")
     assert matching(3, 7, 2) is None
 
