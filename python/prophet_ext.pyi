@@ -44,6 +44,9 @@ class Engine:
         timeline: bool = False,
         predictor: Predictor | None = None,
         # Forecasts of next use for the policy; every engine makes its own copy.
+        prefetch: dict[str, int | float | str] | None = None,
+        # What to bring early by its forecasts: first, last (layers ahead), least (probability), per_layer,
+        # order (confidence | deadline | proximity), discount, fill. None: nothing.
     ) -> None: ...
     @property
     def layers(self) -> int: ...

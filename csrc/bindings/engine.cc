@@ -6,11 +6,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
 #include "bindings/counters.h"
 #include "bindings/parts.h"
 #include "bindings/predictor.h"
+#include "bindings/prefetch.h"
 #include "core/error.h"
 #include "device/cpu/cpu_backend.h"
 #include "store/extent_store.h"
@@ -38,6 +40,7 @@ struct EngineArguments {
   int threads, depth;
   std::uint64_t chunk_bytes;
   bool timeline;
+  PrefetchRule prefetch;
 };
 
 // What Python holds. The engine goes at close(); the backend, and with it the arena, stays until
@@ -77,6 +80,7 @@ class PyEngine {
         a.threads > 0 ? a.threads : std::max(1, int(std::thread::hardware_concurrency()));
     options.mover.chunk_bytes = a.chunk_bytes;
     options.timeline_events = a.timeline ? kTimelineEvents : 0;
+    options.prefetch = a.prefetch;
     if (predictor) require_same(geometry, predictor->geometry());
     engine_ =
         std::make_shared<Engine>(store, backend_, options, predictor ? predictor->make() : nullptr);
@@ -280,18 +284,20 @@ void register_engine(py::module_& m) {
                        int slots, const std::string& policy, const std::string& pool, bool keep,
                        const std::string& io, bool direct, int threads, int depth,
                        std::uint64_t chunk_bytes, bool timeline,
-                       const std::shared_ptr<PyPredictor>& predictor) {
+                       const std::shared_ptr<PyPredictor>& predictor,
+                       const std::optional<py::dict>& prefetch) {
              return std::make_unique<PyEngine>(
                  files, pieces,
                  EngineArguments{top_k, slots, policy, pool, keep, io, direct, threads, depth,
-                                 chunk_bytes, timeline},
+                                 chunk_bytes, timeline,
+                                 prefetch ? rule_from(*prefetch) : PrefetchRule{}},
                  predictor.get());
            }),
            py::kw_only(), py::arg("files"), py::arg("pieces"), py::arg("top_k"), py::arg("slots"),
            py::arg("policy") = "lru", py::arg("pool") = "global", py::arg("keep") = true,
            py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
            py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false,
-           py::arg("predictor") = nullptr)
+           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none())
       .def_property_readonly("layers", [](PyEngine& s) { return s.engine()->geometry().layers; })
       .def_property_readonly("experts_per_layer",
                              [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })

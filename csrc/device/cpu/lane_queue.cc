@@ -39,7 +39,10 @@ bool LaneQueue::startable(std::deque<Entry>& waiting) {
 std::optional<FileRead> LaneQueue::next_locked() {
   if (meter_.in_flight() >= depth_) return std::nullopt;
   for (Lane lane : {Lane::demand, Lane::prefetch}) {
-    if (lane == Lane::prefetch && meter_.in_flight(lane) >= kPrefetchInFlight) continue;
+    if (lane == Lane::prefetch &&
+        (meter_.in_flight(lane) >= kPrefetchInFlight || meter_.in_flight(Lane::demand) > 0)) {
+      continue;
+    }
     auto& waiting = waiting_[static_cast<std::size_t>(lane)];
     if (!startable(waiting)) continue;
     FileRead read;

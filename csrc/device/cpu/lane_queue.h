@@ -1,8 +1,9 @@
 // Which read starts next, and what became of those that did: shared by every kind of lane.
 //
-// One first-in first-out queue per lane. Demand goes first; at most `depth` reads are in flight
-// in all and at most kPrefetchInFlight of them prefetches, so a demand never waits for more than
-// those. `after` is an entry of the queue: what follows it waits.
+// One first-in first-out queue per lane. Demand goes first, and a prefetch starts only when no
+// demand is in flight: reads in flight share the disk. At most `depth` reads are in flight in all
+// and at most kPrefetchInFlight of them prefetches, so a demand never waits for more than those.
+// `after` is an entry of the queue: what follows it waits.
 //
 // Thread-safe. Callers of the backend and lane threads meet only here.
 #pragma once
