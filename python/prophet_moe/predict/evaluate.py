@@ -157,7 +157,13 @@ def evaluate(
     require_width(predictor, trace)
     if blind and not predictor.net.config.history:
         raise InvalidArgument("this predictor sees hidden states alone: without them it forecasts nothing.")
-    hidden = (predictor.net.config.hidden > 0 and not blind) or routers is not None
+    reads = predictor.net.config.hidden > 0 and not blind
+    if reads and not trace.has("gate_input"):
+        raise InvalidArgument(
+            f"the predictor reads hidden states, and {trace.path} has none: record a trace with them, "
+            "or score it blind."
+        )
+    hidden = reads or routers is not None
     yardstick = yardstick or Yardstick(trace, split, hidden)
     given = replace(yardstick.stream, hidden=None) if blind else yardstick.stream
     said = said_of(predictor, given, exact)

@@ -125,7 +125,9 @@ def test_training_can_begin_with_the_weights_of_another(trace, tmp_path):
         fit(trace, SPLIT, still, start=made)
 
 
-def test_a_network_that_learned_to_do_without_hidden_states_can_be_kept_from_them(with_hidden, tmp_path):
+def test_a_network_that_learned_to_do_without_hidden_states_can_be_kept_from_them(
+    trace, with_hidden, tmp_path
+):
     made = fit(with_hidden, SPLIT, RECIPE, inputs="both", options={**OPTIONS, "drop_read": 0.5})
     save(made, tmp_path / "p")
     made = load(tmp_path / "p")
@@ -134,6 +136,9 @@ def test_a_network_that_learned_to_do_without_hidden_states_can_be_kept_from_the
     assert seeing["ahead"]["prophet"]["1"] != blind["ahead"]["prophet"]["1"]
     one, two = (report["ahead"]["Markov"]["1"]["all"]["brier"] for report in (seeing, blind))
     assert one == two
+    with pytest.raises(InvalidArgument, match="record a trace with them, or score it blind"):
+        evaluate(made, trace, SPLIT)
+    assert evaluate(made, trace, SPLIT, blind=True)["blind"]
     alone = fit(with_hidden, SPLIT, RECIPE, inputs="hidden", options=OPTIONS)
     with pytest.raises(InvalidArgument, match="sees hidden states alone"):
         evaluate(alone, with_hidden, SPLIT, blind=True)
