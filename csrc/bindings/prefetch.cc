@@ -38,9 +38,12 @@ PrefetchRule rule_from(const py::dict& fields) {
       rule.discount = value.cast<float>();
     } else if (name == "fill") {
       rule.fill = value.cast<double>();
+    } else if (name == "conscience") {
+      rule.conscience = value.cast<bool>();
     } else {
       throw InvalidArgument("a rule of prefetching has no field '" + name +
-                            "': first, last, least, per_layer, order, discount, fill");
+                            "': first, last, least, per_layer, order, discount, fill, "
+                            "conscience");
     }
   }
   return rule;

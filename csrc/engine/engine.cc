@@ -112,7 +112,10 @@ void Engine::measure_pace() {
 void Engine::plan_wishes() {
   if (!planner_) return;
   if (foresight_->take(words_)) {
-    for (const Foresight::Word& word : words_) planner_->heard(word.tick, word.forecasts);
+    for (const Foresight::Word& word : words_) {
+      planner_->heard(word.tick, word.forecasts);
+      cache_.policy().forecast(word.forecasts);
+    }
     replan_ = true;
   }
   if (!replan_) return;

@@ -22,6 +22,7 @@ Planner::Planner(const Geometry& geometry, const PrefetchRule& rule, double chun
       trust_(std::size_t(geometry.layers)) {}
 
 double Planner::trust(std::int32_t layer) const {
+  if (!rule_.conscience) return 1;
   const Trust& t = trust_[layer];
   return std::min(1.0, (t.kept + kTrustPrior) / (t.promised + kTrustPrior));
 }
@@ -34,6 +35,7 @@ void Planner::tick() {
 }
 
 void Planner::weigh() {
+  if (!rule_.conscience) return;
   if (ticks_ < silent_until_) {
     ++held_;
     return;

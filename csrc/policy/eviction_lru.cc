@@ -4,6 +4,9 @@
 // One circular list per layer, from cold to hot, threaded through flat arrays: a use is one
 // unlink and one link at the hot end. A stamp of the last touch orders experts of different lists:
 // where any layer's expert may go, the lists' first evictable experts are compared by stamp.
+//
+// "lru-foreseen": a forecast that names an expert is a touch as well, so that what is expected soon
+// is not let go for what is expected too. Rivals that prefetch and evict by LRU do this.
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -17,15 +20,17 @@ constexpr std::int32_t kUnlinked = -1;
 
 class Lru final : public EvictionPolicy {
  public:
-  explicit Lru(const Geometry& geometry)
-      : geometry_(geometry), nodes_(std::size_t(geometry.total()) + geometry.layers) {
+  Lru(const Geometry& geometry, bool foreseen)
+      : geometry_(geometry),
+        foreseen_(foreseen),
+        nodes_(std::size_t(geometry.total()) + geometry.layers) {
     for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
       const std::int32_t end = end_of(layer);
       nodes_[end].colder = nodes_[end].hotter = end;
     }
   }
 
-  std::string name() const override { return "lru"; }
+  std::string name() const override { return foreseen_ ? "lru-foreseen" : "lru"; }
 
   void arrived(ExpertKey key) override { touch(key); }
 
@@ -34,6 +39,13 @@ class Lru final : public EvictionPolicy {
   }
 
   void left(ExpertKey key) override { unlink(geometry_.index(key)); }
+
+  void forecast(std::span<const Forecast> forecasts) override {
+    if (!foreseen_) return;
+    for (const Forecast& one : forecasts) {
+      if (geometry_.contains(one.key)) used(one.key);
+    }
+  }
 
   std::optional<ExpertKey> victim(const CacheView& view, ExpertKey) const override {
     const std::optional<std::int32_t> only = view.layer();
@@ -82,6 +94,7 @@ class Lru final : public EvictionPolicy {
   }
 
   const Geometry geometry_;
+  const bool foreseen_;
   std::vector<Node> nodes_;
   std::int64_t clock_ = 0;
 };
@@ -89,7 +102,11 @@ class Lru final : public EvictionPolicy {
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> make_lru(const Geometry& geometry) {
-  return std::make_unique<Lru>(geometry);
+  return std::make_unique<Lru>(geometry, false);
+}
+
+std::unique_ptr<EvictionPolicy> make_lru_foreseen(const Geometry& geometry) {
+  return std::make_unique<Lru>(geometry, true);
 }
 
 }  // namespace prophet

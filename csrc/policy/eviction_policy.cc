@@ -18,6 +18,10 @@ constexpr Entry kPolicies[] = {
     {"lru", make_lru},
     {"lfu", make_lfu},
     {"lfru", make_lfru},
+    {"least-stale", make_least_stale},
+    {"lru-foreseen", make_lru_foreseen},
+    {"activation-matrix", make_activation_matrix},
+    {"expert-map", make_expert_map},
     {"expected-next-use", make_expected_next_use},
 };
 constexpr Entry kBound = {"belady", make_belady};

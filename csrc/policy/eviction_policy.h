@@ -41,6 +41,9 @@ class EvictionPolicy {
   virtual void foreseen(ExpertKey key, float p, std::int64_t deadline) {
     (void)key, (void)p, (void)deadline;
   }
+  // All that a predictor said after one layer step, of experts that are here and of others; told
+  // only where forecasts are also wishes. Keys may lie outside the geometry.
+  virtual void forecast(std::span<const Forecast> forecasts) { (void)forecasts; }
   // A predictor's word after `layer` has run: for each of its experts the expected turns of that
   // layer until the next use, >= 1, possibly truncated. Most policies ignore it.
   virtual void expects(std::int32_t layer, std::span<const float> gaps) { (void)layer, (void)gaps; }
@@ -62,8 +65,8 @@ class EvictionPolicy {
   }
 };
 
-// Names: "lru", "lfu", "lfru", "expected-next-use", and the bound "belady", which only a replay can
-// feed. Throws InvalidArgument listing the known names.
+// eviction_policy_names(), and the bound "belady", which only a replay can feed. Throws
+// InvalidArgument listing the known names.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
                                                      const Geometry& geometry);
 std::vector<std::string> eviction_policy_names();  // without the bound

@@ -11,6 +11,10 @@ namespace prophet {
 std::unique_ptr<EvictionPolicy> make_lru(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_lfu(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_lfru(const Geometry& geometry);
+std::unique_ptr<EvictionPolicy> make_least_stale(const Geometry& geometry);
+std::unique_ptr<EvictionPolicy> make_lru_foreseen(const Geometry& geometry);
+std::unique_ptr<EvictionPolicy> make_activation_matrix(const Geometry& geometry);
+std::unique_ptr<EvictionPolicy> make_expert_map(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_expected_next_use(const Geometry& geometry);
 std::unique_ptr<EvictionPolicy> make_belady(const Geometry& geometry);
 

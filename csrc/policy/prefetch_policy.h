@@ -55,6 +55,9 @@ struct PrefetchRule {
   // What a plan may hold for a deadline: the experts that idle time brings until then, times this,
   // and always one; infinity: everything.
   double fill = std::numeric_limits<double>::infinity();
+  // Probabilities are scaled by how forecasts came true, and nothing is wanted while prefetching
+  // costs more than it saves (engine/planner.h). False: forecasts are believed, whatever comes.
+  bool conscience = true;
 
   bool operator==(const PrefetchRule&) const = default;
 };

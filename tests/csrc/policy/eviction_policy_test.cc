@@ -28,7 +28,8 @@ INSTANTIATE_TEST_SUITE_P(Registered, PolicyConformance, ::testing::ValuesIn(all_
 
 TEST(EvictionPolicyRegistry, KnowsThePublishedNames) {
   EXPECT_THAT(eviction_policy_names(),
-              ::testing::ElementsAre("lru", "lfu", "lfru", "expected-next-use"));
+              ::testing::ElementsAre("lru", "lfu", "lfru", "least-stale", "lru-foreseen",
+                                     "activation-matrix", "expert-map", "expected-next-use"));
 }
 
 TEST(EvictionPolicyRegistry, RefusesAnUnknownNameAndListsTheKnownOnes) {

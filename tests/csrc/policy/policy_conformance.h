@@ -36,7 +36,12 @@ class PolicyConformance : public ::testing::TestWithParam<Enrolled> {
   static void disturb(EvictionPolicy& policy, FakeView& view, Lcg& random) {
     const auto at = static_cast<std::int32_t>(random.below(kGeometry.total()));
     const ExpertKey key = kGeometry.key(at);
-    switch (random.below(7)) {
+    switch (random.below(8)) {
+      case 7: {
+        const auto other = static_cast<std::int32_t>(random.below(kGeometry.experts_per_layer));
+        const Forecast said[] = {{key, 0.25f, 2}, {{key.layer, other}, 0.5f, 2}, {{9, 9}, 1, 1}};
+        return policy.forecast(said);
+      }
       case 0:
         return policy.tick(key.layer);
       case 1:
