@@ -52,8 +52,10 @@ SweepOptions = Annotated[
     ),
 ]
 HeldOut = Annotated[
-    int | None,
-    _flag("--held-out", min=1, metavar="N", text="Only the N sequences that training with seed 0 holds out."),
+    str | None,
+    _flag(
+        "--held-out", metavar="N", text="Only the sequences that training with seed 0 holds out: 60 or 20%."
+    ),
 ]
 Cold = Annotated[bool, _flag("--cold", text="Empty the cache before each sequence.")]
 Jobs = Annotated[

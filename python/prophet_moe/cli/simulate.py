@@ -61,6 +61,7 @@ def show(lines: Sequence[Line], title: str) -> None:
         options = line["options"] | ({} if line["link_scale"] == 1 else {"link": line["link_scale"]})
         told = [" ".join(f"{name}={value}" for name, value in options.items())] if named else []
         table.add_row(line["system"], *told, *row(line))
+    table.columns[0].no_wrap = True
     if not all(line["fits"] for line in lines):
         table.caption = "some of these slots do not fit into the machine's fast memory"
     data().print(table)
@@ -110,15 +111,16 @@ def simulate(
     from prophet_moe.sim.machine_card import read_machine
     from prophet_moe.sim.results import ResultsFile, to_json
     from prophet_moe.sim.sweep import Sweep, cells_of, run_cells
-    from prophet_moe.sim.systems import parse_systems
+    from prophet_moe.sim.systems import parse_systems, system_named
 
     names = parse_systems(systems)
     geometry, card = read_geometry(model, weights), read_machine(machine)
     found = None
-    if predictor is not None:
-        from prophet_moe.predict.shipped import find
+    if any(system_named(name).predictor for name in names):
+        from prophet_moe.predict import shipped
 
-        found = find(predictor)
+        shape = (geometry.layers, geometry.experts_per_layer, geometry.top_k)
+        found = shipped.matching(*shape) if predictor is None else shipped.find(predictor)
     cells, left = cells_of(
         Sweep(
             trace=trace,
@@ -137,6 +139,11 @@ def simulate(
     )
     for why in left:
         print_warning(f"left out: {why}.")
+    if seen := max((cell.predictor_seen or 0 for cell in cells), default=0):
+        print_warning(
+            f"the predictor has learned from {seen} of the sequences that are replayed, so its figures "
+            "flatter it: replay others (--held-out)."
+        )
     results = None if out is None else ResultsFile(out)
     done = {} if results is None else {line["cell"]: line for line in results.lines}
     lines = {cell.key: done[cell.key] for cell in cells if cell.key in done}

@@ -26,7 +26,7 @@ Fill = Callable[[go.Figure, list[str], list[Line]], None]
 
 def style(study: Study, system: str) -> dict[str, Any]:
     """Line and marker of a system, the same in all figures; bounds are grey and dashed."""
-    place = study.systems(study.lines).index(system)
+    place = study.systems.index(system)
     colour = GREY if system in BOUNDS else COLOURS[place % len(COLOURS)]
     dash = "dot" if system == RESIDENT else "dash" if system in BOUNDS else "solid"
     marker = {"color": colour, "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8}
@@ -61,12 +61,12 @@ def add_curve(figure: go.Figure, study: Study, system: str, pairs: list[tuple[fl
 
 def over_slots(study: Study, of: Value, y: str, log: bool = False) -> go.Figure:
     """One curve per system over the slots."""
-    figure = empty("slots, % of all experts", y, hovermode="x unified")
+    figure = empty("slots, % of all experts", y, hovermode="x unified", xaxis_range=[0, 105])
     total = study.head["experts_total"]
-    for system in study.systems():
+    for system in study.systems:
         pairs = [
             (100 * slots / total, value)
-            for slots in study.slots()
+            for slots in study.slots
             if (line := study.line(system, slots)) and (value := of(line)) is not None
         ]
         add_curve(figure, study, system, pairs)
@@ -76,21 +76,21 @@ def over_slots(study: Study, of: Value, y: str, log: bool = False) -> go.Figure:
 
 
 def over_bandwidth(study: Study, of: Value, y: str, log: bool = False) -> go.Figure | None:
-    """One curve per system over the lane's bandwidth, at the fewest slots; None of a single bandwidth."""
-    fewest = study.slots()[:1]
+    """One curve per system over the lane's bandwidth, at the fewest slots; None of fewer than two."""
+    fewest = study.slots[:1]
     lines = [
         line
         for line in study.lines
-        if not line["options"] and (line["expert_slots"] in fewest or line["system"] == RESIDENT)
+        if (line["expert_slots"] in fewest or line["system"] == RESIDENT) and of(line) is not None
     ]
-    if not fewest or len({line["link_scale"] for line in lines}) < 2:
+    if len({line["link_scale"] for line in lines}) < 2:
         return None
     figure = empty(f"GB/s of the lane, at {study.share(fewest[0])} of experts", y, hovermode="x unified")
-    for system in study.systems(lines):
+    for system in study.systems:
         pairs = [
             (line["times"]["bytes_per_second"] / 1e9, value)
             for line in lines
-            if line["system"] == system and (value := of(line)) is not None
+            if study.name(line) == system and (value := of(line)) is not None
         ]
         add_curve(figure, study, system, pairs)
     _logarithmic(figure.update_xaxes)
@@ -109,8 +109,8 @@ def rows_by_slots(study: Study, x: str, fill: Fill, legend: bool = True, **layou
 
     fill adds traces for the systems it is given, and their lines.
     """
-    sizes = study.slots()
-    systems = [name for name in study.systems() if name != RESIDENT]
+    sizes = study.slots
+    systems = [name for name in study.systems if name != RESIDENT]
     figure = empty(x, "", 60 + 26 * len(systems), legend, **layout)
     owner: list[int] = []
     for place, slots in enumerate(sizes):

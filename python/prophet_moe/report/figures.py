@@ -44,7 +44,6 @@ OUTCOMES = (
 PLACES = (("resident", "resident", GREEN), ("in_flight", "in flight", AMBER), ("miss", "miss", RED))
 PERCENTILES = (("p50", "p50", "circle"), ("p99", "p99", "diamond"), ("p999", "p99.9", "square"))
 ONE_BANDWIDTH = "these lines have one bandwidth; simulate with --link-scale 0.25,0.5,1,2,4"
-BUTTONS = "Buttons choose the slots, as a share of all experts."
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,10 @@ class Drawing:
     caption: str
     figure: go.Figure | None = None
     missing: str = ""
+
+
+def _buttons(study: Study) -> str:
+    return " Buttons choose the slots, as a share of all experts." if len(study.slots) > 1 else ""
 
 
 def drawings(study: Study) -> list[Drawing]:
@@ -99,7 +102,7 @@ def tails(study: Study) -> Drawing:
                 marker={"symbol": symbol, "size": 10, "color": COLOURS[place]},
             )
 
-    caption = f"A mean hides the tokens that people notice. {BUTTONS}"
+    caption = f"A mean hides the tokens that people notice.{_buttons(study)}"
     return Drawing("tails", "Tails", caption, rows_by_slots(study, "ms per token", fill))
 
 
@@ -131,7 +134,7 @@ def bytes_split(study: Study) -> Drawing:
         "bytes",
         "Bytes per token",
         "By what became of them: demanded bytes are waited for, late ones in part, wasted ones were "
-        f"never used. {BUTTONS}",
+        f"never used.{_buttons(study)}",
         _stacked(study, OUTCOMES, "MB per token", megabytes),
     )
 
@@ -143,7 +146,7 @@ def hits_split(study: Study) -> Drawing:
     return Drawing(
         "hits",
         "Where experts stood when the router asked",
-        f"Only resident is a hit: in flight is late, and a miss costs a transfer. {BUTTONS}",
+        f"Only resident is a hit: in flight is late, and a miss costs a transfer.{_buttons(study)}",
         _stacked(study, PLACES, "% of requests", share),
     )
 
@@ -232,9 +235,8 @@ def drift(study: Study) -> Drawing:
                 name=system,
             )
 
-    caption = (
-        f"Misses in the sequences of each domain, in the order of the trace; a point is a domain. {BUTTONS}"
-    )
+    caption = "Misses in the sequences of each domain, in the order of the trace; a point is a domain."
+    caption += _buttons(study)
     return Drawing("drift", title, caption, rows_by_slots(study, "misses, %", fill, legend=False))
 
 
@@ -249,10 +251,10 @@ def churn(study: Study) -> Drawing:
 
 def layers(study: Study) -> Drawing:
     title, depth = "Misses by layer", len(study.head["layer_misses"])
-    fewest = study.slots()[:1]
+    fewest = study.slots[:1]
     found = {
         name: line
-        for name in study.systems()
+        for name in study.systems
         if name not in (RESIDENT, ON_DEMAND)
         and fewest
         and (line := study.line(name, fewest[0]))
@@ -281,8 +283,8 @@ def intensity(study: Study) -> Drawing:
     roof, rate = flops / head["resident_ms"] * 1e3, study.bytes_per_second
     figure = empty("operations per byte moved", "operations per second")
     seen = [roof / rate]
-    for system in study.systems():
-        lines = [line for slots in study.slots() if (line := study.line(system, slots))]
+    for system in study.systems:
+        lines = [line for slots in study.slots if (line := study.line(system, slots))]
         pairs = [
             (flops / moves, flops / time * 1e3)
             for line in lines

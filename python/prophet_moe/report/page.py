@@ -88,27 +88,28 @@ def _inert(json: str) -> str:
 def tables(study: Study) -> list[dict[str, Any]]:
     """For each number of slots: its title, and a row of texts per system, fastest first, bounds marked."""
     found = []
-    for slots in study.slots():
-        lines = [line for name in study.systems() if (line := study.line(name, slots))]
+    for slots in study.slots:
+        lines = [line for name in study.systems if (line := study.line(name, slots))]
         floor, bound, top = (study.line(name, slots) for name in (ON_DEMAND, CLAIRVOYANT_EVICTION, RESIDENT))
         fits = all(line["fits"] for line in lines if line["system"] != RESIDENT)
         lines.sort(key=lambda line: (tpot(line) is None, tpot(line) or 0))
         rows = [
-            {"bound": line["system"] in BOUNDS, "cells": _cells(line, floor, bound, top)} for line in lines
+            {"bound": line["system"] in BOUNDS, "cells": _cells(study.name(line), line, floor, bound, top)}
+            for line in lines
         ]
         more = "" if fits else ", more than the fast memory holds"
         found.append({"title": f"{study.share(slots)} of experts ({slots} slots){more}", "rows": rows})
     return found
 
 
-def _cells(line: Line, floor: Line | None, bound: Line | None, top: Line | None) -> list[str]:
+def _cells(name: str, line: Line, floor: Line | None, bound: Line | None, top: Line | None) -> list[str]:
     def against(other: Line | None) -> str:
         return _text(None if other is None else ratio(tpot(line), tpot(other)), ".2f", "x")
 
     reached = None if top is None else ratio(tpot(top), tpot(line))
     moved = bytes_per_token(line)
     return [
-        line["system"],
+        name,
         _text(tpot(line), ".2f"),
         _text(line["tpot_ms"]["p999"], ".2f"),
         against(floor),

@@ -49,7 +49,7 @@ class _Case:
 
     @property
     def name(self) -> str:
-        return f"{self.line['system']} at {self.study.share(self.slots)} of experts"
+        return f"{self.study.name(self.line)} at {self.study.share(self.slots)} of experts"
 
     def other(self, system: str) -> Line | None:
         return self.study.line(system, self.slots)
@@ -57,7 +57,7 @@ class _Case:
 
 def review(study: Study) -> list[Answer]:
     """Every row of the table, in its order."""
-    trace, model = study.head["trace"], study.head["model"]
+    trace = study.head["trace"]
     elsewhere = {
         "Mutual information: estimated how, normalised how?": (
             "simulations do not estimate information",
@@ -69,7 +69,7 @@ def review(study: Study) -> list[Answer]:
         ),
         "Interleaved requests, continuous batching, serving?": (
             "these lines replay one request after another",
-            f"prophet bench {model}",
+            "",
         ),
     }
     makers: dict[str, Callable[[_Case], str]] = {
@@ -85,7 +85,7 @@ def review(study: Study) -> list[Answer]:
         "Where do hits come from?": _decomposition,
         "How fast is the machine, and who says so?": _machine,
     }
-    sizes = study.slots()
+    sizes = study.slots
     line = best(study, sizes[0]) if sizes else None
     answers = []
     for question, make in makers.items():
@@ -129,7 +129,7 @@ def _overlap(case: _Case) -> str:
 
 def _waste(case: _Case) -> str:
     parts = [
-        f"{line['system']} at {line['slots']}: {wasted / prefetched(line):.1%} of prefetched bytes, "
+        f"{case.study.name(line)} at {line['slots']}: {wasted / prefetched(line):.1%} of prefetched bytes, "
         f"{wasted / moved(line):.1%} of all"
         for line in case.study.main
         if prefetched(line) and ((wasted := line["bytes"]["prefetch_wasted"]) is not None)
@@ -142,7 +142,7 @@ def _waste(case: _Case) -> str:
 def _systems(case: _Case) -> str:
     found = [
         (time, name)
-        for name in case.study.systems()
+        for name in case.study.systems
         if (line := case.other(name)) and (time := tpot(line)) is not None
     ]
     listed = ", ".join(f"{name} {time:.2f}" for time, name in sorted(found))

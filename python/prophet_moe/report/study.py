@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from prophet_moe.sim.results import Line
 from prophet_moe.sim.systems import systems_known
 
-SETTING = ("model", "weights", "machine", "lane", "trace", "sequences", "pool", "cold")
+SETTING = ("model", "weights", "machine", "lane", "trace", "sequences", "held_out", "pool", "cold")
 ON_DEMAND, CLAIRVOYANT_EVICTION, CLAIRVOYANT, RESIDENT = "on-demand", "belady", "clairvoyant", "resident"
 BOUNDS = (CLAIRVOYANT_EVICTION, "oracle", CLAIRVOYANT, RESIDENT)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Lines that differ in system, slots, bandwidth and options alone. At least one."""
+    """Lines that differ in system, options, slots and bandwidth alone. At least one.
+
+    A system whose options vary within the study counts as several, named by those options.
+    """
 
     lines: tuple[Line, ...]
 
@@ -27,63 +31,99 @@ class Study:
     @property
     def title(self) -> str:
         head = self.head
-        return f"{head['model']} ({head['weights']}) on {head['machine']}"
+        return f"{head['model']} ({head['weights']}) on {head['machine']}, {head['sequences']} sequences"
 
     @property
     def subtitle(self) -> str:
         """What was replayed, in one line."""
         head = self.head
-        warm = "cold" if head["cold"] else "warm"
         return (
-            f"{head['new_tokens']:,} decoded tokens of {head['sequences']} sequences ({head['trace']}), "
-            f"{warm} cache, pool {head['pool']}; experts of {head['expert_bytes'] / 1e6:.1f} MB come by "
-            f"{head['lane']} at {self.bytes_per_second / 1e9:.1f} GB/s; "
+            f"{head['new_tokens']:,} decoded tokens of {head['sequences']} sequences of {head['trace']}"
+            f"{', held out from training' if head['held_out'] else ''}{self._seen()}; "
+            f"{'cold' if head['cold'] else 'warm'} cache, pool {head['pool']}; experts of "
+            f"{head['expert_bytes'] / 1e6:.1f} MB come by {head['lane']} at "
+            f"{self.bytes_per_second / 1e9:.1f} GB/s; "
             f"{head['resident_ms']:.2f} ms a token with everything resident"
         )
+
+    def _seen(self) -> str:
+        seen = max((line["predictor_seen"] or 0 for line in self.lines), default=0)
+        return f", {seen} of which its predictor has learned from" if seen else ""
 
     @property
     def bytes_per_second(self) -> float:
         """Of the lane, by the machine's card."""
         return float(self.head["times"]["bytes_per_second"] / self.head["link_scale"])
 
-    @property
+    @cached_property
     def main(self) -> tuple[Line, ...]:
-        """At the card's own bandwidth, every system with its default options."""
-        return tuple(line for line in self.lines if line["link_scale"] == 1 and not line["options"])
+        """At the card's own bandwidth."""
+        return tuple(line for line in self.lines if line["link_scale"] == 1)
 
-    def systems(self, lines: Sequence[Line] | None = None) -> list[str]:
-        """In the order of the command line, unknown ones last."""
+    def name(self, line: Line) -> str:
+        """The system, and those of its options that vary here: `prophet least=0.5`."""
+        told = [
+            f"{key}={value}" for key, value in line["options"].items() if key in self._varied(line["system"])
+        ]
+        return " ".join([line["system"], *told])
+
+    @cached_property
+    def _options(self) -> dict[str, dict[str, set[Any]]]:
+        """By system and option: its values; None where a line leaves it at the default."""
+        found: dict[str, dict[str, set[Any]]] = {}
+        for system in {line["system"] for line in self.lines}:
+            mine = [line["options"] for line in self.lines if line["system"] == system]
+            keys = {key for options in mine for key in options}
+            found[system] = {key: {options.get(key) for options in mine} for key in keys}
+        return found
+
+    def _varied(self, system: str) -> set[str]:
+        return {key for key, values in self._options[system].items() if len(values) > 1}
+
+    @cached_property
+    def systems(self) -> tuple[str, ...]:
+        """Names in the order of the command line, bounds last."""
         order = {name: place for place, name in enumerate(systems_known())}
-        named = {line["system"] for line in (self.main if lines is None else lines)}
-        return sorted(named, key=lambda name: (name in BOUNDS, order.get(name, 999), name))
+        named = {self.name(line): line["system"] for line in self.lines}
+        return tuple(
+            sorted(named, key=lambda name: (named[name] in BOUNDS, order.get(named[name], len(order)), name))
+        )
 
-    def slots(self) -> list[int]:
+    @cached_property
+    def slots(self) -> tuple[int, ...]:
         """Counts of slots at which real systems were replayed, ascending."""
-        return sorted({line["expert_slots"] for line in self.main if line["system"] != RESIDENT})
+        return tuple(sorted({line["expert_slots"] for line in self.main if line["system"] != RESIDENT}))
 
     def share(self, slots: int) -> str:
         """Such as `25 %`."""
         return f"{100 * slots / self.head['experts_total']:.3g} %"
 
-    def line(self, system: str, slots: int) -> Line | None:
+    @cached_property
+    def _places(self) -> dict[tuple[str, int], Line]:
+        return {(self.name(line), line["expert_slots"]): line for line in self.main}
+
+    def line(self, name: str, slots: int) -> Line | None:
         """One of `main`; resident has one for all slots."""
-        for line in self.main:
-            if line["system"] == system and (line["expert_slots"] == slots or system == RESIDENT):
-                return line
-        return None
+        return self._places.get((name, self.head["experts_total"] if name == RESIDENT else slots))
 
     def command(self) -> str:
         """What makes these lines again."""
-        head, main = self.head, self.main or self.lines
-        asked = dict.fromkeys(line["slots"] for line in main if line["system"] != RESIDENT)
+        head = self.head
+        sizes = {line["slots"]: line["expert_slots"] for line in self.lines if line["system"] != RESIDENT}
+        systems = dict.fromkeys(name.split(" ")[0] for name in self.systems)
         words = [
             "prophet simulate", head["trace"], "--model", head["model"], "--weights", head["weights"],
-            "--machine", head["machine"], "--lane", head["lane"], "--slots", ",".join(asked) or "100%",
-            "--systems", ",".join(self.systems()), "--pool", head["pool"],
+            "--machine", head["machine"], "--lane", head["lane"],
+            "--slots", ",".join(sorted(sizes, key=lambda asked: sizes[asked])) or "100%",
+            "--systems", ",".join(systems), "--pool", head["pool"],
         ]  # fmt: skip
-        predictors = {line["predictor"] for line in self.lines} - {None}
-        for name in sorted(predictors)[:1]:
+        if head["held_out"]:
+            words += ["--held-out", str(head["held_out"])]
+        for name in sorted({line["predictor"] for line in self.lines} - {None})[:1]:
             words += ["--predictor", name.removesuffix(".safetensors")]
+        for key in dict.fromkeys(key for options in self._options.values() for key in options):
+            values = {line["options"][key] for line in self.lines if key in line["options"]}
+            words += ["--sweep", f"{key}={','.join(map(str, sorted(values, key=str)))}"]
         scales = sorted({line["link_scale"] for line in self.lines})
         if scales != [1.0]:
             words += ["--link-scale", ",".join(f"{scale:g}" for scale in scales)]
@@ -150,6 +190,6 @@ def ratio(of: float | None, to: float | None) -> float | None:
 
 def best(study: Study, slots: int, of: Callable[[Line], float | None] = tpot) -> Line | None:
     """The system with the least of something at these slots, bounds and unknowns left out."""
-    found = [line for name in study.systems() if name not in BOUNDS if (line := study.line(name, slots))]
+    found = [line for name in study.systems if name not in BOUNDS if (line := study.line(name, slots))]
     known = [(value, place) for place, line in enumerate(found) if (value := of(line)) is not None]
     return found[min(known)[1]] if known else None

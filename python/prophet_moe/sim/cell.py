@@ -41,8 +41,10 @@ class Cell:
     cold: bool
     sequences: tuple[int, ...] | None  # None: all
     tokens: int  # of these sequences
+    held_out: int | None  # how many they are, where they are those that training leaves out
     predictor: str | None  # path
     predictor_print: str | None
+    predictor_seen: int | None  # how many of the sequences it has learned from
     options: tuple[tuple[str, Option], ...] = ()  # fields of the rule of prefetching
 
     @property
@@ -144,7 +146,9 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         "pool": cell.pool,
         "cold": cell.cold,
         "sequences": trace.sequences if cell.sequences is None else len(cell.sequences),
+        "held_out": cell.held_out,
         "predictor": Path(cell.predictor).name if predictor is not None and cell.predictor else None,
+        "predictor_seen": cell.predictor_seen,
         "options": dict(cell.options),
         "times": asdict(cell.machine),
         "resident_ms": resident_ms(cell.machine, geometry),

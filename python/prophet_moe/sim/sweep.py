@@ -6,13 +6,15 @@ import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prophet_moe.budget import parse_slots
-from prophet_moe.errors import InvalidArgument
+from prophet_moe.errors import InvalidArgument, ProphetError
 from prophet_moe.formats.trace import TraceReader, split_sequences
+from prophet_moe.record.divide import share
 from prophet_moe.sim.cell import Cell, Option, fingerprint, run_cell
 from prophet_moe.sim.geometry import Geometry, require_same
 from prophet_moe.sim.machine_card import MachineCard
@@ -36,7 +38,7 @@ class Sweep:
     link_scales: tuple[float, ...] = (1.0,)
     pool: str = "global"
     cold: bool = False
-    held_out: int | None = None  # sequences; None: all of the trace
+    held_out: str | None = None  # sequences, "60" or "20%"; None: all of the trace
     predictor: Path | None = None
     options: tuple[tuple[str, tuple[Option, ...]], ...] = ()  # swept, of systems with a predictor
 
@@ -51,8 +53,10 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     trace.check_ids()
     sequences, tokens = None, trace.tokens
     if sweep.held_out is not None:
-        sequences = split_sequences(trace, sweep.held_out, 0).test
+        count = max(1, share(sweep.held_out, trace.sequences, "--held-out"))
+        sequences = split_sequences(trace, count, 0).test
         tokens = sum(len(trace.sequence(s)) for s in sequences)
+    seen = _seen(trace, sequences, sweep.predictor)
     prints = fingerprint(sweep.trace), None if sweep.predictor is None else fingerprint(sweep.predictor)
     missing = [why for name in sweep.systems if (why := left_out(name, sweep.predictor is not None))]
     cells = []
@@ -77,12 +81,25 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
                 cold=sweep.cold,
                 sequences=sequences,
                 tokens=tokens,
+                held_out=None if sequences is None else len(sequences),
                 predictor=str(sweep.predictor) if system.predictor else None,
                 predictor_print=prints[1] if system.predictor else None,
+                predictor_seen=seen if system.predictor else None,
                 options=options,
             )
             cells.append(cell)
     return cells, missing
+
+
+def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path | None) -> int | None:
+    """How many of the sequences the predictor has learned from or was chosen on."""
+    if predictor is None:
+        return None
+    from prophet_moe.predict.export import read
+    from prophet_moe.predict.held_out import seen
+
+    training = read(predictor)[2]["training"]
+    return len(seen(trace, range(trace.sequences) if sequences is None else sequences, training))
 
 
 def _options(sweep: Sweep, predictor: bool) -> list[tuple[tuple[str, Option], ...]]:
@@ -149,5 +166,10 @@ def run_cells(
             on_tokens(told.value)
             for future in done:
                 yield future.result()
+    except BrokenProcessPool as error:
+        raise ProphetError(
+            "a process that replayed was ended from outside, perhaps for want of memory: what was finished "
+            "is kept; try again with fewer --jobs."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -11,6 +11,7 @@ from prophet_moe.formats.trace import TraceWriter
 from prophet_moe.sim.cards import KINDS
 from prophet_moe.sim.machine_card import read_machine
 from prophet_moe.sim.results import OWN_KEYS
+from prophet_moe.sim.systems import systems_known
 
 
 @pytest.fixture
@@ -57,11 +58,29 @@ def test_simulate_then_report(prophet: Any, trace: Path, tmp_path: Path) -> None
     assert "reference-moe (bf16) on cpu-nvme" in page.read_text()
 
 
-def test_all_leaves_out_by_name_what_cannot_be(prophet: Any, trace: Path) -> None:
+def test_all_takes_the_predictor_of_the_package(
+    prophet: Any, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = prophet(*words(trace, "--slots", "25%", "--json"))
+    assert done.exit_code == 0, done.stderr
+    lines = {line["system"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert set(lines) == set(systems_known())
+    assert lines["prophet"]["predictor"] == "reference-moe.safetensors"
+    assert lines["prophet"]["predictor_seen"] == 0
+    assert "learned from" not in done.stderr
+    monkeypatch.setattr("prophet_moe.predict.shipped.matching", lambda *_: None)
     done = prophet(*words(trace, "--slots", "25%"))
     assert done.exit_code == 0
     assert "left out: prophet needs a predictor" in done.stderr
     assert "on-demand" in done.stdout
+
+
+def test_a_predictor_on_what_it_learned_from_is_told(
+    prophet: Any, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prophet_moe.predict.held_out.seen", lambda trace, numbers, about: list(numbers))
+    done = prophet(*words(trace, "--slots", "25%", "--systems", "prophet"))
+    assert "learned from 2 of the sequences" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -76,6 +95,7 @@ def test_all_leaves_out_by_name_what_cannot_be(prophet: Any, trace: Path) -> Non
         (["--lane", "link"], "cpu-nvme has no lane 'link': it has disk"),
         (["--link-scale", "fast"], "no list of numbers"),
         (["--held-out", "2"], "leave none"),
+        (["--held-out", "some"], "is a number of sequences or a share"),
         (["--sweep", "least"], "is no option with values"),
         (["--predictor", "gpt-oss-20b", "--systems", "prophet"], "experts"),
     ],

@@ -36,8 +36,8 @@ def test_studies_are_what_was_replayed_alike(lines: list[Line]) -> None:
     assert [study.head["machine"] for study in found] == ["rtx4090-pcie4", "h100-pcie5"]
     assert len(found[0].lines) == len(lines)
     assert found[0].lines[0]["wall_s"] == 9.0, "of equal cells the last one counts"
-    assert found[0].slots() == [24, 48, 72]
-    assert found[0].systems()[-2:] == ["belady", "resident"]
+    assert found[0].slots == (24, 48, 72)
+    assert found[0].systems[-2:] == ("belady", "resident")
 
 
 def test_figures_hold_the_numbers_of_the_lines(full_lines: list[Line]) -> None:
@@ -110,7 +110,7 @@ def test_every_question_is_answered_or_its_lack_is(full_lines: list[Line], lines
     assert len(answers) >= 14
     for answer in answers.values():
         assert bool(answer.says) != bool(answer.lacks)
-        assert answer.command.startswith("prophet ")
+        assert answer.command.startswith("prophet ") or answer.lacks
     line = best(study, 24)
     assert line is not None
     assert line["system"] == "prophet"

@@ -12,7 +12,6 @@ import prophet_ext
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import TraceError, TraceReader
 from prophet_moe.runreport import RunReport
-from prophet_moe.sim.cards import find
 from prophet_moe.sim.cell import resident_ms, run_cell
 from prophet_moe.sim.geometry import Geometry, read_geometry
 from prophet_moe.sim.machine_card import read_machine
@@ -24,7 +23,6 @@ from prophet_moe.sim.systems import left_out, parse_systems, systems_known
 MakeTrace = Callable[..., TraceReader]
 MODEL = Geometry("generated", "a test", 5, 24, 3, "bf16", 600_000, 300_000, 50_000, 90_000, 10_000, 512)
 CARD = read_machine("rtx4090-pcie4")
-CARD_FILE = find("rtx4090-pcie4", "machines")  # any file will do for a predictor that is not opened
 
 
 def sweep(trace: TraceReader, **changes: Any) -> Sweep:
@@ -59,6 +57,7 @@ def test_a_key_changes_with_everything_that_decides_a_result(write_trace: MakeTr
                 {"pool": "per-layer"},
                 {"sequences": (0,)},
                 {"predictor_print": "x"},
+                {"options": (("least", 0.5),)},
                 {"machine": dataclasses.replace(cell.machine, layer_ns=1)},
                 {"geometry": dataclasses.replace(MODEL, expert_bytes=1)},
             )
@@ -143,7 +142,7 @@ def test_what_cannot_be_replayed_is_refused(write_trace: MakeTrace, tmp_path: Pa
     with pytest.raises(InvalidArgument, match="names none"):
         parse_systems(" , ")
     with pytest.raises(TraceError, match="leave none"):
-        cells_of(sweep(write_trace([9], name="one"), held_out=1))
+        cells_of(sweep(write_trace([9], name="one"), held_out="1"))
     data = bytearray(trace.path.read_bytes())
     header = int.from_bytes(data[:8], "little")
     data[8 + header + json.loads(data[8 : 8 + header])["experts"]["data_offsets"][0]] = 99
@@ -172,11 +171,13 @@ def test_a_system_that_lacks_its_predictor_is_left_out_by_name(write_trace: Make
     assert "prophet needs a predictor" in missing[0]
 
 
-def test_options_are_swept_for_systems_with_a_predictor(write_trace: MakeTrace) -> None:
+def test_options_are_swept_for_systems_with_a_predictor(
+    write_trace: MakeTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     swept = (("last", (1, 3)), ("least", (0.5,)))
-    asked = sweep(
-        write_trace([10]), systems=("prophet", "lru"), slots=("25%",), predictor=CARD_FILE, options=swept
-    )
+    trace = write_trace([10])
+    monkeypatch.setattr("prophet_moe.sim.sweep._seen", lambda *_: 1)
+    asked = sweep(trace, systems=("prophet", "lru"), slots=("25%",), predictor=trace.path, options=swept)
     cells, _ = cells_of(asked)
     assert [(cell.system, dict(cell.options)) for cell in cells] == [
         ("prophet", {"last": 1, "least": 0.5}),
@@ -184,6 +185,7 @@ def test_options_are_swept_for_systems_with_a_predictor(write_trace: MakeTrace) 
         ("lru", {}),
     ]
     assert len({cell.key for cell in cells}) == 3
+    assert [cell.predictor_seen for cell in cells] == [1, 1, None]
 
 
 def test_a_results_file_grows_by_whole_lines(write_trace: MakeTrace, tmp_path: Path) -> None:
