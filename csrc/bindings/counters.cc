@@ -25,6 +25,7 @@ py::dict to_dict(const Counters& c) {
   PROPHET_COUNTER(reads_failed);
   PROPHET_COUNTER(expert_bytes_routed);
   PROPHET_COUNTER(foresight_steps);
+  PROPHET_COUNTER(foresight_held_steps);
   PROPHET_COUNTER(prefetch_held_steps);
   PROPHET_COUNTER(stall_ns);
   PROPHET_COUNTER(compute_ns);

@@ -28,8 +28,11 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
       scratch_(std::make_unique<Scratch>(store_->geometry())) {
   if (predictor) {
     const bool ahead = options_.prefetch.last > 0;
-    foresight_ =
-        std::make_unique<Foresight>(std::move(predictor), geometry(), options_.background, ahead);
+    foresight_ = std::make_unique<Foresight>(
+        std::move(predictor), geometry(), options_.background, ahead,
+        options_.trust_blindly
+            ? nullptr
+            : std::make_unique<Shadow>(geometry(), cache_.slots(), options_.pool));
     if (ahead) {
       const double chunk = double(options_.mover.chunk_bytes) / double(store_->slot_bytes());
       planner_ = std::make_unique<Planner>(geometry(), options_.prefetch, chunk);
@@ -408,6 +411,7 @@ Counters Engine::counters() const {
     c.foresight_steps = foresight_->observations();
     c.foresight_ns = foresight_->time();
   }
+  if (foresight_) c.foresight_held_steps = foresight_->distrusted();
   if (planner_) c.prefetch_held_steps = planner_->steps_held();
   return c;
 }

@@ -41,7 +41,8 @@ struct EngineOptions {
   bool keep = true;  // false: every expert is dropped after its use (the on-demand floor)
   int threads = 1;   // compute threads, the caller's included
   MoverOptions mover;
-  PrefetchRule prefetch;  // what to bring early, by the predictor's word; last = 0: nothing
+  bool trust_blindly = false;  // use the predictor's gaps even where they keep worse experts
+  PrefetchRule prefetch;       // what to bring early, by the predictor's word; last = 0: nothing
   std::size_t timeline_events = 0;
   bool background = true;  // threads for prefetches and the predictor; off where time is virtual
 };
@@ -77,10 +78,11 @@ struct Counters {
       bytes_prefetch_wasted, bytes_prefetch_unused, bytes_cancelled;
   std::uint64_t hits_resident, hits_in_flight, misses;
   std::uint64_t evictions, evicted_before_use, layer_steps, waves, reads, reads_failed;
-  std::uint64_t expert_bytes_routed;  // bytes of all experts asked for, wherever they were
-  std::uint64_t foresight_steps;      // layer steps that the predictor saw
-  std::uint64_t prefetch_held_steps;  // layer steps in which prefetching was held back: it cost
-                                      // more than it saved
+  std::uint64_t expert_bytes_routed;   // bytes of all experts asked for, wherever they were
+  std::uint64_t foresight_steps;       // layer steps that the predictor saw
+  std::uint64_t foresight_held_steps;  // of those, without trust in what it would keep
+  std::uint64_t prefetch_held_steps;   // layer steps in which prefetching was held back: it cost
+                                       // more than it saved
   Nanos stall_ns, compute_ns, busy_ns, now_ns, foresight_ns;
 };
 

@@ -19,10 +19,11 @@ Nanos thread_time() {
 }  // namespace
 
 Foresight::Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
-                     bool ahead)
+                     bool ahead, std::unique_ptr<Shadow> shadow)
     : predictor_(std::move(predictor)),
       geometry_(geometry),
       ahead_(ahead),
+      shadow_(std::move(shadow)),
       gaps_(std::size_t(geometry.total()), 1.0f) {
   if (threaded) worker_ = std::thread([this] { work(); });
 }
@@ -103,6 +104,7 @@ void Foresight::observe(const Seen& seen) {
       failure = "the predictor gave a gap that is below one turn or no number";
     }
     if (ahead_) predictor_->forecast(seen.layer, word.forecasts);
+    if (shadow_) shadow_->step(seen.layer, seen.experts, told ? gaps : std::span<float>());
   } catch (const std::exception& error) {
     failure = error.what();
   }
@@ -110,6 +112,8 @@ void Foresight::observe(const Seen& seen) {
   Lock lock(mutex_);
   time_ += spent;
   ++observations_;
+  if (shadow_) trusted_ = shadow_->trusts();
+  distrusted_ += !trusted_;
   if (!failure.empty()) {
     failure_ = failure;
     queue_.clear();
@@ -136,6 +140,7 @@ void Foresight::settle(EvictionPolicy& policy) {
   done_.wait(lock, [&] { return queue_.empty() && !busy_; });
   const std::int32_t experts = geometry_.experts_per_layer;
   for (std::int32_t layer : fresh_) {
+    if (!trusted_) break;
     policy.expects(layer, {gaps_.data() + std::size_t(layer) * experts, std::size_t(experts)});
   }
   fresh_.clear();
@@ -149,6 +154,11 @@ std::string Foresight::failure() const {
 std::uint64_t Foresight::observations() const {
   Lock lock(mutex_);
   return observations_;
+}
+
+std::uint64_t Foresight::distrusted() const {
+  Lock lock(mutex_);
+  return distrusted_;
 }
 
 Nanos Foresight::time() const {

@@ -6,6 +6,9 @@
 // known before a victim is chosen, decisions do not depend on how fast the worker was. Forecasts
 // of coming layers are handed out as soon as they are there (`take`), to whoever plans prefetches.
 //
+// Do no harm: a shadow (engine/shadow.h) compares what the predictor would keep with the best rule
+// without it; while it keeps worse experts, the policy does not hear of its gaps.
+//
 // A predictor that throws is switched off, and the reason kept: generation goes on without it.
 #pragma once
 
@@ -20,6 +23,7 @@
 #include <vector>
 
 #include "core/types.h"
+#include "engine/shadow.h"
 #include "policy/eviction_policy.h"
 #include "predict/predictor.h"
 
@@ -28,9 +32,9 @@ namespace prophet {
 class Foresight {
  public:
   // `threaded` false: `post` does the work itself (virtual time, or one core). `ahead`: forecasts
-  // of coming layers are wanted.
+  // of coming layers are wanted. `shadow` may be null: then the predictor is trusted blindly.
   Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
-            bool ahead = false);
+            bool ahead = false, std::unique_ptr<Shadow> shadow = nullptr);
   ~Foresight();
   Foresight(const Foresight&) = delete;
 
@@ -54,6 +58,7 @@ class Foresight {
   std::size_t hidden_width() const { return std::size_t(predictor_->hidden_width()); }
   std::string failure() const;         // why it was switched off; empty while it works
   std::uint64_t observations() const;  // layer steps seen
+  std::uint64_t distrusted() const;    // of those, without trust in its gaps
   Nanos time() const;                  // CPU time the predictor took
 
  private:
@@ -72,6 +77,7 @@ class Foresight {
   const std::unique_ptr<Predictor> predictor_;
   const Geometry geometry_;
   const bool ahead_;
+  const std::unique_ptr<Shadow> shadow_;
   mutable std::mutex mutex_;
   std::condition_variable posted_, done_;
   std::deque<Seen> queue_;
@@ -82,7 +88,8 @@ class Foresight {
   std::vector<Word> words_;
   std::atomic<bool> news_ = false;  // `words_` is not empty
   std::string failure_;
-  std::uint64_t observations_ = 0;
+  std::uint64_t observations_ = 0, distrusted_ = 0;
+  bool trusted_ = true;
   Nanos time_ = 0;
   std::thread worker_;
 };

@@ -1,6 +1,7 @@
 #include "sim/replay.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "core/error.h"
@@ -10,7 +11,7 @@ namespace prophet {
 namespace {
 
 void add(Counters& sum, const Counters& c) {
-  static_assert(sizeof(Counters) == 24 * 8, "a new counter: add it here");
+  static_assert(sizeof(Counters) == 25 * 8, "a new counter: add it here");
   sum.bytes_moved += c.bytes_moved;
   sum.bytes_demand += c.bytes_demand;
   sum.bytes_prefetch_used += c.bytes_prefetch_used;
@@ -29,6 +30,7 @@ void add(Counters& sum, const Counters& c) {
   sum.reads_failed += c.reads_failed;
   sum.expert_bytes_routed += c.expert_bytes_routed;
   sum.foresight_steps += c.foresight_steps;
+  sum.foresight_held_steps += c.foresight_held_steps;
   sum.prefetch_held_steps += c.prefetch_held_steps;
   sum.stall_ns += c.stall_ns;
   sum.compute_ns += c.compute_ns;
@@ -46,12 +48,30 @@ void require_times(const ComputeTimes& t) {
   }
 }
 
+constexpr double kInstant = 1e18;  // bytes per second
+
+// How long one expert occupies the link.
+Nanos occupation(const ReplayOptions& options) {
+  const std::uint64_t unit = options.link.alignment;
+  const std::uint64_t bytes = (options.expert_bytes + unit - 1) / unit * unit;
+  const std::uint64_t chunk = std::max(options.engine.mover.chunk_bytes / unit * unit, unit);
+  const auto time = [&](std::uint64_t part) {
+    const double moving = double(part) / options.link.bytes_per_second * 1e9;
+    return std::max<Nanos>(1, options.link.overhead + std::llround(moving));
+  };
+  const Nanos rest = bytes % chunk > 0 ? time(bytes % chunk) : 0;
+  return Nanos(bytes / chunk) * time(chunk) + rest;
+}
+
 }  // namespace
 
 Replay::Replay(ReplayOptions options) : options_(std::move(options)), cutter_(options_.geometry) {
   require_times(options_.times);
   options_.engine.background = false;
   options_.engine.threads = 1;
+  if (options_.emulate && options_.predictor) {
+    throw InvalidArgument("a replay has a predictor or emulates one: leave one of the two out");
+  }
   build();
   for (std::int32_t layer = 0; layer < options_.geometry.layers; ++layer) {
     rooms_.push_back(engine_->pool_slots(layer));
@@ -63,26 +83,57 @@ Replay::~Replay() = default;
 
 void Replay::build() {
   backend_ = std::make_shared<SimBackend>(options_.link);
+  if (options_.clairvoyant) {
+    SimOptions instant = options_.link;
+    instant.bytes_per_second = kInstant;
+    instant.latency = instant.overhead = 0;
+    backend_ = std::make_shared<SimBackend>(instant);
+    on_link_ = occupation(options_);
+    bound_computed_ = 0;
+    bound_.emplace(std::min(options_.engine.slots, options_.geometry.total()), on_link_,
+                   options_.link.latency, options_.times.expert + options_.times.expert_token);
+  }
   backend_->open({"experts"});
   auto store = std::make_shared<SyntheticStore>(options_.geometry, options_.expert_bytes,
                                                 options_.link.alignment);
-  engine_ = std::make_unique<Engine>(std::move(store), backend_, options_.engine,
-                                     options_.predictor ? options_.predictor() : nullptr);
+  std::unique_ptr<Predictor> predictor;
+  if (options_.predictor) predictor = options_.predictor();
+  if (options_.emulate) {
+    auto emulator = std::make_unique<Emulator>(options_.geometry, *options_.emulate);
+    emulator_ = emulator.get();
+    predictor = std::move(emulator);
+  }
+  engine_ =
+      std::make_unique<Engine>(std::move(store), backend_, options_.engine, std::move(predictor));
 }
 
 void Replay::restart() {
-  add(done_.counters, engine_->counters());
+  add(done_.counters, counters());
   build();
+}
+
+Counters Replay::counters() const {
+  Counters counters = engine_->counters();
+  if (bound_) {
+    counters.now_ns = bound_->now();
+    counters.busy_ns = bound_->missed() * on_link_;
+    counters.stall_ns = bound_->now() - bound_computed_;
+  }
+  return counters;
 }
 
 ReplayResult Replay::result() const {
   ReplayResult result = done_;
-  add(result.counters, engine_->counters());
+  add(result.counters, counters());
   return result;
 }
 
 // The processor computes; meanwhile landings make room for further prefetches.
 void Replay::compute(Nanos time) {
+  if (bound_) {
+    computed_ns_ += time;
+    return;
+  }
   if (time == 0) return;
   const Nanos end = backend_->now() + time;
   while (engine_->progress()) {
@@ -105,6 +156,7 @@ void Replay::serve(std::int32_t layer, const Wave& wave, std::span<const std::in
   LayerCounts& counts = done_.layers[layer];
   for (const Lease::Entry& entry : lease_.entries) {
     ++(entry.hit ? counts.resident : entry.coming ? counts.in_flight : counts.miss);
+    missed_ += !entry.hit;
   }
   computed_.assign(wave.experts.size(), false);
   for (std::size_t left = wave.experts.size(); left > 0;) {
@@ -128,15 +180,30 @@ void Replay::serve(std::int32_t layer, const Wave& wave, std::span<const std::in
   ++done_.counters.waves;
 }
 
+// Where times are those of a bound: what was computed and missed since the last time.
+void Replay::settle() {
+  if (!bound_) return;
+  bound_computed_ += computed_ns_;
+  const Nanos before = bound_->now();
+  stall_ += bound_->step(computed_ns_, missed_) - before - computed_ns_;
+  computed_ns_ = 0;
+  missed_ = 0;
+}
+
 void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
   const Geometry& g = options_.geometry;
   const std::size_t row = std::size_t(g.layers) * g.top_k;
+  if (emulator_) {
+    const auto rest = chunk.routes.subspan(first * row);
+    const std::size_t here = tokens * row;
+    emulator_->begin(rest.first(here), rest.subspan(here, std::min(rest.size() - here, here)));
+  }
   compute(options_.times.pass);
   for (std::int32_t layer = 0; layer < g.layers; ++layer) {
     const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
     compute(options_.times.layer + tokens * options_.times.layer_token);
     engine_->step(layer);
-    if (options_.predictor) observe(chunk, layer, begin, tokens);
+    if (options_.predictor || emulator_) observe(chunk, layer, begin, tokens);
     cutter_.begin(layer, chunk.routes.data() + begin, tokens, row, rooms_[layer]);
     for (Wave wave; cutter_.next(wave);) {
       std::span<const std::int64_t> next;
@@ -147,6 +214,7 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
       }
       serve(layer, wave, next);
     }
+    settle();
   }
 }
 
@@ -193,14 +261,16 @@ void Replay::refuse_next(const Chunk& chunk) const {
 void Replay::decode(const Chunk& chunk, std::int32_t batch) {
   if (batch < 1) throw InvalidArgument("a forward pass has at least one token");
   const std::int32_t tokens = begin(chunk);
+  if (bound_ && prefilled_) bound_->begin();
+  prefilled_ = false;
   for (std::int32_t first = 0; first < tokens; first += batch) {
-    const std::int32_t now = std::min(batch, tokens - first);
-    const Nanos before = backend_->now();
+    const std::int32_t count = std::min(batch, tokens - first);
+    const Nanos before = now();
     stall_ = 0;
-    pass(chunk, first, now);
-    done_.tpot.add(backend_->now() - before);
+    pass(chunk, first, count);
+    done_.tpot.add(now() - before);
     done_.stall.add(stall_);
-    done_.tokens += now;
+    done_.tokens += count;
     ++done_.passes;
   }
   if (next_at_ != chunk.next.size()) refuse_next(chunk);
@@ -213,10 +283,11 @@ std::uint64_t Replay::landed() const {
 void Replay::prefill(const Chunk& chunk) {
   const std::int32_t tokens = begin(chunk);
   if (tokens == 0) return;
-  const Nanos before = backend_->now();
+  const Nanos before = now();
   const std::uint64_t bytes = landed();
   pass(chunk, 0, tokens);
-  done_.prefill_ns += backend_->now() - before;
+  prefilled_ = true;
+  done_.prefill_ns += now() - before;
   done_.prefill_bytes += landed() - bytes;
   done_.prefill_tokens += tokens;
   if (next_at_ != chunk.next.size()) refuse_next(chunk);
