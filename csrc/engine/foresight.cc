@@ -121,7 +121,7 @@ void Foresight::observe(const Seen& seen) {
     return;
   }
   if (told) fresh_.push_back(seen.layer);
-  if (word.forecasts.empty()) return;
+  if (word.forecasts.empty() || !trusted_) return;
   words_.push_back(std::move(word));
   news_.store(true, std::memory_order_release);
 }

@@ -48,7 +48,7 @@ class Foresight {
     std::vector<Forecast> forecasts;
   };
   // Moves what was forecast since the last time to `words`, oldest first; false when nothing was.
-  // Never waits for the worker.
+  // Never waits for the worker. Nothing is forecast while the predictor is not trusted.
   bool take(std::vector<Word>& words);
 
   // Everything posted so far has been seen by the predictor; its gaps are told to the policy.

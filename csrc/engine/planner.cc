@@ -7,8 +7,8 @@ namespace {
 
 constexpr double kTrustFade = 0.98;     // per turn of a layer: half-life 34 turns
 constexpr double kTrustPrior = 4;       // forecasts' worth of trust before anything was seen
-constexpr double kOutcomeFade = 0.995;  // per layer step
-constexpr double kEnoughCost = 4;       // expert transfers; less than that decides nothing
+constexpr double kOutcomeFade = 0.999;  // per layer step
+constexpr double kEnoughCost = 2;       // expert transfers; less than that decides nothing
 constexpr std::int64_t kSilence = 512, kLongestSilence = 1 << 16;  // layer steps
 
 }  // namespace
