@@ -9,4 +9,5 @@ PYBIND11_MODULE(prophet_ext, m) {
   prophet::register_engine(m);
   prophet::register_machine(m);
   prophet::register_sim(m);
+  prophet::register_systems(m);
 }

@@ -12,6 +12,7 @@
 
 #include "bindings/parts.h"
 #include "core/error.h"
+#include "predict/narrow_predictor.h"
 #include "predict/predictor_registry.h"
 
 namespace py = pybind11;
@@ -165,6 +166,14 @@ void register_predictor(py::module_& m) {
       .def_property_readonly("top_k", [](const PyPredictor& self) { return self.geometry().top_k; })
       .def_property_readonly("hidden_width",
                              [](PyPredictor& self) { return self.own().hidden_width(); })
+      .def(
+          "narrowed",
+          [](const std::shared_ptr<PyPredictor>& self, std::int32_t most) {
+            return std::make_shared<PyPredictor>(self->geometry(), [self, most] {
+              return std::make_unique<NarrowPredictor>(self->make(), most);
+            });
+          },
+          py::arg("most"))
       .def("reset", [](PyPredictor& self) { self.own().reset(); })
       .def("observe", &observe, py::arg("layer"), py::arg("experts"),
            py::arg("weights") = std::nullopt, py::arg("hidden") = std::nullopt)

@@ -1,6 +1,7 @@
 // A rule of prefetching as Python hands it over: a dict of the fields of PrefetchRule.
 #include "bindings/prefetch.h"
 
+#include <cmath>
 #include <string>
 
 #include "core/error.h"
@@ -47,6 +48,22 @@ PrefetchRule rule_from(const py::dict& fields) {
     }
   }
   return rule;
+}
+
+py::dict to_dict(const PrefetchRule& rule) {
+  const PrefetchRule usual;
+  py::dict out;
+  out["first"] = rule.first;
+  out["last"] = rule.last;
+  if (rule.least != usual.least)
+    out["least"] = std::round(double(rule.least) * 1e6) / 1e6;  // as it was written
+  if (rule.per_layer != usual.per_layer) out["per_layer"] = rule.per_layer;
+  constexpr const char* orders[] = {"confidence", "deadline", "proximity"};
+  out["order"] = orders[static_cast<int>(rule.order)];
+  if (rule.discount != usual.discount) out["discount"] = double(rule.discount);
+  if (rule.fill != usual.fill) out["fill"] = rule.fill;
+  if (rule.conscience != usual.conscience) out["conscience"] = rule.conscience;
+  return out;
 }
 
 }  // namespace prophet

@@ -92,15 +92,14 @@ Counts to_array(const std::vector<std::vector<std::uint64_t>>& rows) {
   return out;
 }
 
-std::unique_ptr<Replay> make_replay(std::int32_t layers, std::int32_t experts_per_layer,
-                                    std::int32_t top_k, std::int32_t slots,
-                                    std::uint64_t expert_bytes, const std::string& policy,
-                                    const std::string& pool, bool keep, double bytes_per_second,
-                                    Nanos latency_ns, Nanos overhead_ns, std::uint64_t chunk_bytes,
-                                    int prefetch_chunks, Nanos pass_ns, Nanos layer_ns,
-                                    Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns,
-                                    const std::shared_ptr<PyPredictor>& predictor,
-                                    const std::optional<py::dict>& prefetch) {
+std::unique_ptr<Replay> make_replay(
+    std::int32_t layers, std::int32_t experts_per_layer, std::int32_t top_k, std::int32_t slots,
+    std::uint64_t expert_bytes, const std::string& policy, const std::string& pool, bool keep,
+    double bytes_per_second, Nanos latency_ns, Nanos overhead_ns, std::uint64_t chunk_bytes,
+    int prefetch_chunks, Nanos pass_ns, Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns,
+    Nanos expert_token_ns, const std::shared_ptr<PyPredictor>& predictor,
+    const std::optional<py::dict>& prefetch,
+    const std::optional<std::pair<double, std::int32_t>>& emulate, bool clairvoyant) {
   ReplayOptions options;
   options.geometry = {layers, experts_per_layer, top_k};
   options.expert_bytes = expert_bytes;
@@ -115,6 +114,8 @@ std::unique_ptr<Replay> make_replay(std::int32_t layers, std::int32_t experts_pe
   options.engine.mover.chunk_bytes = chunk_bytes;
   options.engine.mover.prefetch_chunks = prefetch_chunks;
   if (prefetch) options.engine.prefetch = rule_from(*prefetch);
+  if (emulate) options.emulate = EmulatorOptions{emulate->first, emulate->second};
+  options.clairvoyant = clairvoyant;
   if (predictor) {
     require_same(options.geometry, predictor->geometry());
     options.predictor = [predictor] { return predictor->make(); };
@@ -132,7 +133,8 @@ void register_sim(py::module_& m) {
            py::arg("latency_ns") = 0, py::arg("overhead_ns") = 0, py::arg("chunk_bytes") = 1 << 20,
            py::arg("prefetch_chunks") = 2, py::arg("pass_ns") = 0, py::arg("layer_ns") = 0,
            py::arg("layer_token_ns") = 0, py::arg("expert_ns") = 0, py::arg("expert_token_ns") = 0,
-           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none())
+           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
+           py::arg("emulate") = py::none(), py::arg("clairvoyant") = false)
       .def(
           "decode",
           [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,

@@ -8,7 +8,8 @@
 
 namespace prophet {
 
-OnlinePredictor::OnlinePredictor(const Geometry& geometry) : geometry_(geometry) {
+OnlinePredictor::OnlinePredictor(const Geometry& geometry, std::int32_t horizons)
+    : geometry_(geometry), horizons_(horizons) {
   const std::int64_t total = std::int64_t{geometry.layers} * geometry.experts_per_layer;
   if (geometry.layers < 1 || geometry.experts_per_layer < 1 || geometry.top_k < 1 ||
       geometry.top_k > geometry.experts_per_layer ||
@@ -78,7 +79,7 @@ bool OnlinePredictor::next_use(std::int32_t layer, std::span<float> gaps) {
 
 void OnlinePredictor::forecast(std::int32_t layer, std::vector<Forecast>& out) {
   require_seen(layer);
-  for (std::int32_t f = 1; f <= kHorizons && layer + f < geometry_.layers; ++f) {
+  for (std::int32_t f = 1; f <= horizons_ && layer + f < geometry_.layers; ++f) {
     if (!look_ahead(layer, f, p_)) continue;
     for (std::int32_t i = 0; i < geometry_.experts_per_layer; ++i) {
       const float p = p_[std::size_t(i)];

@@ -25,7 +25,8 @@ class OnlinePredictor : public Predictor {
   // The distinct experts that one token chose.
   using Row = std::vector<std::int32_t>;
 
-  explicit OnlinePredictor(const Geometry& geometry);
+  // Looks at most `horizons` layers ahead, never beyond the last layer.
+  explicit OnlinePredictor(const Geometry& geometry, std::int32_t horizons = kHorizons);
 
   virtual void forget() = 0;
   // `rows` are the newest of the step, oldest first, at least one.
@@ -55,6 +56,7 @@ class OnlinePredictor : public Predictor {
 
   void require_seen(std::int32_t layer) const;
 
+  const std::int32_t horizons_;
   std::vector<Step> steps_;  // [L]
   std::int64_t pass_ = 0;    // a pass ends when a layer comes that is not behind the last one
   std::int32_t seen_ = -1;

@@ -14,6 +14,8 @@ constexpr Entry kPredictors[] = {
     {"popularity", make_popularity},
     {"previous-token", make_previous_token},
     {"markov", make_markov},
+    {"activation-matrix", make_activation_matrix_search},
+    {"expert-map", make_expert_map_search},
     {"next-gate", make_next_gate},
 };
 

@@ -19,7 +19,8 @@ struct PredictorInputs {
   std::vector<float> norm;  // [L, H] weights of the norms before the routers, or empty
 };
 
-// "popularity", "previous-token", "markov", "next-gate" (which needs the router weights). Throws
+// "popularity", "previous-token", "markov", "activation-matrix" (of MoE-Infinity), "expert-map" (of
+// FineMoE), "next-gate" (which needs the router weights). Throws
 // InvalidArgument for another name, a geometry that cannot be and inputs that do not fit it.
 std::unique_ptr<Predictor> make_predictor(std::string_view name, const Geometry& geometry,
                                           const PredictorInputs& inputs = {});
@@ -30,6 +31,10 @@ std::unique_ptr<Predictor> make_popularity(const Geometry& geometry, const Predi
 std::unique_ptr<Predictor> make_previous_token(const Geometry& geometry,
                                                const PredictorInputs& inputs);
 std::unique_ptr<Predictor> make_markov(const Geometry& geometry, const PredictorInputs& inputs);
+std::unique_ptr<Predictor> make_activation_matrix_search(const Geometry& geometry,
+                                                         const PredictorInputs& inputs);
+std::unique_ptr<Predictor> make_expert_map_search(const Geometry& geometry,
+                                                  const PredictorInputs& inputs);
 std::unique_ptr<Predictor> make_next_gate(const Geometry& geometry, const PredictorInputs& inputs);
 
 }  // namespace prophet

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,6 +24,8 @@
 #include "device/sim/sim_backend.h"
 #include "engine/engine.h"
 #include "predict/predictor.h"
+#include "sim/clairvoyant.h"
+#include "sim/emulator.h"
 #include "sim/histogram.h"
 #include "sim/waves.h"
 
@@ -45,6 +48,11 @@ struct ReplayOptions {
   EngineOptions engine;  // background is ignored: a replay has no threads
   // Makes the predictor of a new engine; empty: none.
   std::function<std::unique_ptr<Predictor>()> predictor;
+  // In its place, one that knows the future: of the chunk, from whose end on nothing is known.
+  std::optional<EmulatorOptions> emulate;
+  // Times are those of the bound of sim/clairvoyant.h: the engine's link delivers at once, and
+  // counts misses. Only with policy "belady" in the global pool is that a bound.
+  bool clairvoyant = false;
 };
 
 // Requests of one layer by where the expert was when the router asked.
@@ -98,17 +106,27 @@ class Replay {
   void observe(const Chunk& chunk, std::int32_t layer, std::size_t begin, std::int32_t tokens);
   void serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next);
   void compute(Nanos time);
+  void settle();
+  Counters counters() const;  // of the running engine
+  Nanos now() const { return bound_ ? bound_->now() : backend_->now(); }
   std::uint64_t landed() const;  // bytes
   [[noreturn]] void refuse_next(const Chunk& chunk) const;
 
   ReplayOptions options_;
   std::shared_ptr<SimBackend> backend_;
   std::unique_ptr<Engine> engine_;
+  Emulator* emulator_ = nullptr;      // the engine's, where there is one
+  std::optional<Clairvoyant> bound_;  // where times are its
+  Nanos on_link_ = 0;                 // of one expert
   std::vector<std::int32_t> rooms_;
   ReplayResult done_;  // its counters: of engines that are gone, and what the replay counts itself
   WaveCutter cutter_;
-  std::size_t next_at_ = 0;  // place in the chunk's `next`
-  Nanos stall_ = 0;          // of this pass
+  std::size_t next_at_ = 0;   // place in the chunk's `next`
+  Nanos stall_ = 0;           // of this pass
+  Nanos computed_ns_ = 0;     // of this layer step, where a bound is asked for
+  std::uint64_t missed_ = 0;  // the same
+  Nanos bound_computed_ = 0;  // all of it since the last restart
+  bool prefilled_ = false;    // since the last decoding
   Lease lease_;
   std::vector<bool> computed_;  // [entries of the lease]
   std::vector<ExpertKey> keys_;

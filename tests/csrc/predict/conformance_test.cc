@@ -14,6 +14,7 @@
 
 #include "core/error.h"
 #include "predict/bank_predictor.h"
+#include "predict/narrow_predictor.h"
 #include "predict/predictor_registry.h"
 #include "predict/small_bank.h"
 
@@ -48,6 +49,10 @@ const std::vector<Enrolled> kEnrolled = {
     {"popularity", [] { return make_predictor("popularity", kGeometry); }},
     {"previous-token", [] { return make_predictor("previous-token", kGeometry); }},
     {"markov", [] { return make_predictor("markov", kGeometry); }},
+    {"activation-matrix", [] { return make_predictor("activation-matrix", kGeometry); }},
+    {"expert-map", [] { return make_predictor("expert-map", kGeometry); }},
+    {"markov",  // narrowed
+     [] { return std::make_unique<NarrowPredictor>(make_predictor("markov", kGeometry), kTopK); }},
     {"next-gate", [] { return make_predictor("next-gate", kGeometry, routers()); }},
 };
 
@@ -249,7 +254,7 @@ INSTANTIATE_TEST_SUITE_P(Every, PredictorConformance, ::testing::ValuesIn(kEnrol
                          [](const auto& info) {
                            std::string name = info.param.name;
                            std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
+                           return name + "_" + std::to_string(info.index);
                          });
 
 }  // namespace

@@ -1,0 +1,24 @@
+// Prophet: a network over the routing of all layers says when each expert is used again, which
+// decides who leaves, and what the coming layers need, which is brought on idle link time while
+// that pays (engine/planner.h).
+#include "systems/recipes.h"
+
+namespace prophet::systems {
+
+Recipe prophet() {
+  Recipe r;
+  r.name = "prophet";
+  r.what =
+      "a network over the routing of all layers decides who leaves, and what comes early while "
+      "that pays";
+  r.source = "this project";
+  r.modelled = "all";
+  r.needs = {.predictor = "bank", .trained = true};
+  r.policy = "expected-next-use";
+  r.prefetch.last = 12;
+  r.prefetch.least = 0.1f;
+  r.prefetch.order = PrefetchRule::Order::confidence;
+  return r;
+}
+
+}  // namespace prophet::systems
