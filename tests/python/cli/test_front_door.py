@@ -10,7 +10,11 @@ import typer
 from prophet_moe.cli import app
 
 GROUP = typer.main.get_command(app)
-VERBS = {"use": {"run", "chat", "pack", "demo"}, "understand": {"plan", "doctor"}, "study": {"bench", "trace", "simulate", "train", "score", "report"}}
+VERBS = {
+    "use": {"run", "chat", "pack", "demo"},
+    "understand": {"plan", "doctor"},
+    "study": {"bench", "trace", "simulate", "train", "score", "report", "analyze"},
+}
 
 
 def test_help_fits_one_screen_and_groups_its_verbs(prophet: Any) -> None:
