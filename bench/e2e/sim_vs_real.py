@@ -8,9 +8,9 @@ to the count.
 
 Times are those of a quiet machine, as far as a shared one can tell: a step does the same work in every
 round, so its time is its least over the rounds, and a system's time is the mean over steps. The card is made
-the same way from measurements between the rounds: the disk with the model's own file in chunks as the runtime
-reads them, a layer and an expert by decoding with every expert in memory. Nothing is fitted to the runs that
-are compared.
+the same way from measurements between the rounds: the disk with the model's own file, in bursts as a layer
+demands them, a layer and an expert by decoding with every expert in memory. Nothing is fitted to the runs
+that are compared.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class Run:
     report: RunReport
     routes: NDArray[np.int64]  # [tokens, layers, top_k]
     steps_ms: list[float]
+    stalls_ms: list[float]  # of each step: layers waiting for bytes
+    experts_ms: list[float]  # of each step: expert arithmetic
 
 
 def real_run(model: Path, system: str, slots: str, fed: list[int]) -> Run:
@@ -95,19 +97,31 @@ def real_run(model: Path, system: str, slots: str, fed: list[int]) -> Run:
         )  # fmt: skip
     finally:
         offload.close()
-    steps = [(later.at_ns - earlier.at_ns) / 1e6 for earlier, later in itertools.pairwise(recording.marks)]
-    return Run(report, routes, steps)
+    steps = list(itertools.pairwise(recording.marks))
+
+    def spent(key: str) -> list[float]:
+        return [(later.counters[key] - earlier.counters[key]) / 1e6 for earlier, later in steps]
+
+    walls = [(later.at_ns - earlier.at_ns) / 1e6 for earlier, later in steps]
+    return Run(report, routes, walls, spent("stall_ns"), spent("compute_ns"))
 
 
-def measure(model: Path, expert_bytes: int, seconds: float) -> Machine:
-    """This machine just now, by the model's own file of experts."""
+def measure(model: Path, expert_bytes: int, top_k: int, seconds: float) -> Machine:
+    """This machine just now, by the model's own file of experts.
+
+    The bandwidth is that of one layer's demand: as many chunks at once as top_k experts have, 16 at most, in
+    the median time that the last of them takes, less the latency of a small read.
+    """
     file = str(model / "experts.safetensors")
-    disk = prophet_ext.read_bandwidth(file, seconds, min(CHUNK, expert_bytes), 16, "auto")
+    chunk = min(CHUNK, expert_bytes)
+    depth = min(16, top_k * -(-expert_bytes // chunk))
+    burst = prophet_ext.read_bandwidth(file, seconds, chunk, depth, "auto")
     small = prophet_ext.read_bandwidth(file, seconds, 4096, 1, "auto")
+    moving = max(burst["p50_ms"] - small["p50_ms"], 0.1 * burst["p50_ms"]) / 1e3
     times = decode_times(str(model))
     return Machine(
         name="this machine",
-        bytes_per_second=disk["bytes_per_second"],
+        bytes_per_second=depth * chunk / moving,
         latency_ns=round(small["p50_ms"] * 1e6),
         chunk_bytes=CHUNK,
         layer_ns=round(min(times.layer_ns)),
@@ -144,10 +158,24 @@ def simulated(
     )  # fmt: skip
 
 
-def compared(runs: Sequence[Run], simulation: ReplayReport) -> dict[str, Any]:
-    """What agreed. Runs are rounds of one system and differ in their times alone."""
-    steps = [min(times) for times in zip(*(run.steps_ms for run in runs), strict=True)]
-    real, replayed = statistics.fmean(steps), simulation.tpot_ms.mean
+def least(rounds: Sequence[Sequence[float]]) -> float:
+    """Mean over steps of each step's least over the rounds."""
+    return statistics.fmean(min(times) for times in zip(*rounds, strict=True))
+
+
+def compared(runs: Sequence[Run], simulation: ReplayReport, machine: Machine) -> dict[str, Any]:
+    """What agreed. Runs are rounds of one system and differ in their times alone; ms are per decode step."""
+    real = {
+        "step": least([run.steps_ms for run in runs]),
+        "stall": least([run.stalls_ms for run in runs]),
+        "experts": least([run.experts_ms for run in runs]),
+    }
+    _, layers, top_k = runs[0].routes.shape
+    replayed = {
+        "step": simulation.tpot_ms.mean,
+        "stall": simulation.stall_ms.mean,
+        "experts": layers * top_k * machine.expert_ns / 1e6,
+    }
     moved = dataclasses.replace(simulation.bytes, per_token=None)
     first = runs[0].report
     return {
@@ -157,11 +185,10 @@ def compared(runs: Sequence[Run], simulation: ReplayReport) -> dict[str, Any]:
         "bytes_equal": all(dataclasses.replace(run.report.bytes, per_token=None) == moved for run in runs),
         "evictions_equal": all(run.report.evictions == simulation.evictions for run in runs),
         "misses": first.hits.miss,
-        "quiet_ms": round(real, 3),
-        "simulated_ms": round(replayed, 3),
-        "error": round(replayed / real - 1, 4),
+        "error": round(replayed["step"] / real["step"] - 1, 4),
+        "real_ms": {key: round(value, 3) for key, value in real.items()},
+        "simulated_ms": {key: round(value, 3) for key, value in replayed.items()},
         "round_means_ms": [round(statistics.fmean(run.steps_ms), 3) for run in runs],
-        "simulated_stall_ms": round(simulation.stall_ms.mean, 3),
     }
 
 
@@ -183,7 +210,7 @@ def main() -> None:
         info = inspect(str(packed))
         fed = fixed_tokens(options.steps + 1, info.vocab_size, end_tokens(info))
         for turn in range(options.rounds):
-            machines.append(measure(packed, info.expert_bytes, options.seconds))
+            machines.append(measure(packed, info.expert_bytes, info.top_k, options.seconds))
             loads.append(round(os.getloadavg()[0], 1))
             for slots, system in cases:
                 runs[slots, system].append(real_run(packed, system, slots, fed))
@@ -193,7 +220,7 @@ def main() -> None:
             simulation = simulated(
                 folder, rounds[0].routes, rounds[0].report, machine, info.experts_per_layer
             )
-            print(json.dumps(compared(rounds, simulation)), flush=True)
+            print(json.dumps(compared(rounds, simulation, machine)), flush=True)
     machine_facts = {key: value for key, value in dataclasses.asdict(machine).items() if value}
     print(json.dumps({"machine": machine_facts, "load_averages": loads}), flush=True)
 

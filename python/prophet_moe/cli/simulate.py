@@ -18,7 +18,7 @@ HELP = """Example: prophet simulate TRACE --model reference-moe --machine cpu-nv
 Replays the trace through the engine on a virtual clock: same policies, cache and queue as on real bytes.
 Every number is simulated. prophet report draws the results."""
 
-HEADINGS = ("slots", "TPOT ms", "p99", "p99.9", "stalled", "late", "miss", "MB/token")
+HEADINGS = ("slots", "TPOT ms", "p99.9", "stalled", "late", "miss", "MB/token")
 
 
 def split_list(text: str) -> list[str]:
@@ -42,7 +42,6 @@ def row(line: Line) -> list[str]:
     return [
         line["slots"],
         number(tpot["mean"], ".2f"),
-        number(tpot["p99"], ".2f"),
         number(tpot["p999"], ".2f"),
         number(line["stall_ms"]["total"] / wall if wall else None, ".0%"),
         f"{hits['in_flight'] / asked:.1%}",
@@ -61,7 +60,7 @@ def show(lines: Sequence[Line], title: str) -> None:
         options = line["options"] | ({} if line["link_scale"] == 1 else {"link": line["link_scale"]})
         told = [" ".join(f"{name}={value}" for name, value in options.items())] if named else []
         table.add_row(line["system"], *told, *row(line))
-    table.columns[0].no_wrap = True
+    table.columns[0].no_wrap = table.columns[named].no_wrap = True
     if not all(line["fits"] for line in lines):
         table.caption = "some of these slots do not fit into the machine's fast memory"
     data().print(table)

@@ -159,7 +159,7 @@ def cache_size(study: Study) -> Drawing:
     return Drawing(
         "misses",
         "Sensitivity to cache size",
-        "Share of requests whose expert was absent.",
+        "Share of requests whose expert was absent; those in flight are not among them.",
         over_slots(study, lambda line: _percent(miss_rate(line)), "misses, %"),
     )
 

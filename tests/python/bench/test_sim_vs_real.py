@@ -26,14 +26,18 @@ def test_hits_bytes_and_evictions_are_equal(packed: Path, tmp_path: Path, system
     assert run.routes.shape == (11, info.layers, info.top_k)
     assert len(run.steps_ms) == 10
     simulation = sim_vs_real.simulated(tmp_path, run.routes, run.report, MACHINE, info.experts_per_layer)
-    found = sim_vs_real.compared([run, run], simulation)
+    found = sim_vs_real.compared([run, run], simulation, MACHINE)
     assert found["hits_equal"]
     assert found["bytes_equal"]
     assert found["evictions_equal"]
     assert found["misses"] > 0
-    assert found["quiet_ms"] == pytest.approx(sum(run.steps_ms) / 10, abs=0.001)
+    assert found["real_ms"]["step"] == pytest.approx(sum(run.steps_ms) / 10, abs=0.001)
+    assert 0 < found["real_ms"]["stall"] < found["real_ms"]["step"]
+    assert found["error"] == pytest.approx(
+        found["simulated_ms"]["step"] / found["real_ms"]["step"] - 1, abs=0.01
+    )
     other = dataclasses.replace(simulation.hits, miss=simulation.hits.miss + 1)
-    wrong = sim_vs_real.compared([run], dataclasses.replace(simulation, hits=other))
+    wrong = sim_vs_real.compared([run], dataclasses.replace(simulation, hits=other), MACHINE)
     assert not wrong["hits_equal"]
 
 
@@ -48,6 +52,10 @@ def test_requests_that_are_no_whole_tokens_are_refused() -> None:
     short = {name: column[:-1] for name, column in columns.items()}
     with pytest.raises(ValueError, match="3 requests are no whole tokens of 2 layers, top-2"):
         sim_vs_real.routes_of(short, kinds, 2, 2)
+
+
+def test_a_step_counts_by_its_quietest_round() -> None:
+    assert sim_vs_real.least([[3.0, 9.0], [5.0, 1.0]]) == 2.0
 
 
 def test_the_quiet_machine_has_the_best_of_each() -> None:
