@@ -41,10 +41,8 @@ def main() -> None:
     for why in left_out:
         print(f"left out: {why}")
     for line in sorted(lines, key=lambda line: (line["expert_slots"], line["tpot_ms"]["mean"])):
-        miss = line["hits"]["miss"] / line["accesses"]
-        print(
-            f"{line['slots']:>4} {line['system']:18} {line['tpot_ms']['mean']:6.3f} ms/token, {miss:6.1%} missed"
-        )
+        miss, time = line["hits"]["miss"] / line["accesses"], line["tpot_ms"]["mean"]
+        print(f"{line['slots']:>4} {line['system']:18} {time:6.3f} ms per token, {miss:6.1%} missed")
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(render(lines), encoding="utf-8")
         print(f"drawn in {sys.argv[1]}")
