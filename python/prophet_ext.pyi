@@ -173,6 +173,8 @@ class Predictor:
     @property
     def hidden_width(self) -> int:
         """Width of `hidden` that it makes use of; 0: none."""
+    def narrowed(self, most: int) -> Predictor:
+        """One like it that forecasts only the `most` likeliest experts of each layer."""
     def reset(self) -> None: ...
     def observe(
         self,
@@ -187,6 +189,9 @@ class Predictor:
         opinion."""
     def forecast(self, layer: int) -> NDArray[np.float32]:
         """P(needed by the same token) in the coming layers, [horizons, experts]; below 0.01 it reads 0."""
+
+def systems() -> list[dict[str, Any]]:
+    """The recipes of csrc/systems, in the order of tables; recipe.h explains the keys."""
 
 def predictor_names() -> list[str]: ...
 def make_predictor(
@@ -259,6 +264,11 @@ class Replay:
         expert_ns: int = 0,
         expert_token_ns: int = 0,
         predictor: Predictor | None = None,
+        prefetch: Mapping[str, Any] | None = None,
+        emulate: tuple[float, int] | None = None,
+        # In place of a predictor: the true future with this recall, so many layers ahead (0: of the token).
+        clairvoyant: bool = False,
+        # Times are the bound of csrc/sim/clairvoyant.h; with policy "belady" in the global pool.
     ) -> None: ...
     def decode(
         self,

@@ -26,7 +26,6 @@ py::dict to_dict(const Recipe& recipe) {
   out["future"] = recipe.needs.future;
   out["absent"] = recipe.needs.absent;
   out["policy"] = recipe.policy;
-  out["pool"] = recipe.pool == PoolScope::global ? "global" : "per-layer";
   out["keep"] = recipe.keep;
   out["prefetch"] =
       recipe.prefetch.last > 0 ? py::object(to_dict(recipe.prefetch)) : py::object(py::none());

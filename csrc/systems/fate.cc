@@ -11,11 +11,10 @@ Recipe fate() {
       "applies the next layer's router to this layer's hidden state, and brings somewhat more than "
       "top-k";
   r.source = "arXiv 2502.12224";
-  r.modelled = "gate reuse, widened by half of top-k or so, a cache per layer";
-  r.not_modelled = "the first layers pinned, ARC (LRU here), its order of prefill";
+  r.modelled = "gate reuse, two experts more than top-k";
+  r.not_modelled = "the first layers pinned, ARC per layer (LRU here), its order of prefill";
   r.needs = {.predictor = "next-gate", .hidden = true, .router = true};
   r.policy = "lru-foreseen";
-  r.pool = PoolScope::per_layer;
   r.prefetch = unchecked(1, 1, PrefetchRule::Order::confidence);
   r.widen = 2;
   r.lossy = {"unpopular experts in 2 bits", 0.5};

@@ -12,11 +12,10 @@ Recipe floe() {
       "a network per layer names the next layer's experts; whole experts move unless its sparsity "
       "is asked for";
   r.source = "arXiv 2505.05950";
-  r.modelled = "its predictor with whole experts, a cache per layer";
+  r.modelled = "its predictor with whole experts";
   r.not_modelled = "sparse kernels, and the loss of accuracy (4.4 to 7.6 % by the paper)";
   r.needs = {.predictor = "layer-mlp", .trained = true, .hidden = true};
   r.policy = "lru-foreseen";
-  r.pool = PoolScope::per_layer;
   r.prefetch = unchecked(1, 1, PrefetchRule::Order::confidence);
   r.widen = 0;
   r.lossy = {"only active columns of experts move", 1 / 9.3};

@@ -12,10 +12,11 @@ Recipe promoe() {
   r.what = "a network per layer on the hidden state names the experts two layers ahead";
   r.source = "arXiv 2410.22134";
   r.modelled = "stride of two layers, chunks, early preemption, experts computed as they land";
-  r.not_modelled = "its own processor thread for predictions; here they are charged where they run";
+  r.not_modelled =
+      "its own processor thread for predictions; here they are charged where they run; a pool per "
+      "layer, unless all have one";
   r.needs = {.predictor = "layer-mlp", .trained = true, .hidden = true};
   r.policy = "lru-foreseen";
-  r.pool = PoolScope::per_layer;
   r.prefetch = unchecked(2, 2, PrefetchRule::Order::deadline);
   r.widen = 0;
   return r;

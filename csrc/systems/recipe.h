@@ -1,5 +1,5 @@
-// Whose combination is this? A system is a recipe: a predictor, a rule of prefetching, an eviction
-// policy and a pool. All of them run on the same engine, lanes, slots and bytes.
+// Whose combination is this? A system is a recipe: a predictor, a rule of prefetching and an
+// eviction policy. All of them run on the same engine, lanes, slots, pools and bytes.
 //
 // One file per system tells in words what it does and where it comes from, and what of it is
 // modelled. This is the only table of systems: --system, --systems, prophet_moe.load and the
@@ -10,7 +10,6 @@
 #include <string_view>
 #include <vector>
 
-#include "cache/cache.h"
 #include "policy/prefetch_policy.h"
 
 namespace prophet {
@@ -50,7 +49,6 @@ struct Recipe {
   std::string_view modelled, not_modelled;
   Needs needs;
   std::string_view policy = "lru";
-  PoolScope pool = PoolScope::global;
   bool keep = true;  // false: every expert is dropped after its use
   PrefetchRule prefetch;
   // Only this many more than top_k of a layer's likeliest experts are forecast; negative: all.

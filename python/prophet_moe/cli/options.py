@@ -35,7 +35,7 @@ System = Annotated[
     _flag(
         "--system",
         metavar="NAME",
-        text="What stays in memory: auto, on-demand, lru, lfu, lfru, expected-next-use, prophet.",
+        text="What stays in memory and what comes early: auto, or a name of docs/systems.md.",
     ),
 ]
 Predictor = Annotated[

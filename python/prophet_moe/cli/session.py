@@ -15,10 +15,11 @@ from prophet_moe import machine
 from prophet_moe.cli.console import bytes_bar, print_warning, spinner
 from prophet_moe.generate import Recording, decode
 from prophet_moe.models.inspect import ModelInfo, inspect
-from prophet_moe.models.load import SYSTEMS, load
+from prophet_moe.models.load import load
 from prophet_moe.models.offload import offload_of
 from prophet_moe.models.stock import load_tokenizer, quiet_library
 from prophet_moe.runreport import RunReport, build_report
+from prophet_moe.systems import runnable
 
 
 @dataclass(frozen=True)
@@ -166,4 +167,4 @@ def default_context(info: ModelInfo) -> int:
 
 def known_systems() -> list[str]:
     """The names that --system takes."""
-    return ["auto", *SYSTEMS]
+    return ["auto", *runnable()]

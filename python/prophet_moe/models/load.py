@@ -17,20 +17,12 @@ from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
 from prophet_moe.models.checkpoint import TensorReader
 from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, MoeLayer, native_rows
-from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
+from prophet_moe.models.inspect import Blueprint, make_blueprint
 from prophet_moe.models.offload import Offload, attach
 from prophet_moe.models.stubs import parameterless
 from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
+from prophet_moe.systems import PROPHET, System, make_predictor, require_runnable
 
-# A system is a combination of decisions with a name: (eviction policy, keep experts after use).
-SYSTEMS = {
-    "on-demand": ("lru", False),
-    "lru": ("lru", True),
-    "lfu": ("lfu", True),
-    "lfru": ("lfru", True),
-    "expected-next-use": ("expected-next-use", True),
-    "prophet": ("expected-next-use", True),  # the same, by the forecasts of a trained predictor
-}
 AUTO_SYSTEM = "expected-next-use"
 DEFAULT_CONTEXT = 2048
 
@@ -74,15 +66,16 @@ def load(
         takes what the machine or its cgroup can spare.
     slots: names the arena exactly, in experts, instead of a budget.
     exact: results equal transformers' eager experts bit for bit (slower decode).
-    system: on-demand, lru, lfu, lfru, expected-next-use, prophet, or auto (prophet when a predictor is named,
-        else expected-next-use).
+    system: one of prophet_moe.systems.runnable(), or auto (prophet when a predictor is named, else
+        expected-next-use).
     dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
     threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
         Decode steps of a model with small dense matrices run on one thread of torch, which is faster.
     pool: "global" lets any slot hold any expert, "per-layer" divides the slots evenly.
     context: tokens the KV cache must hold within the budget; None: at most 2048.
-    predictor: a trained predictor for system prophet: a file, or the name of one in the package; None with
-        system prophet takes the one in the package that was trained for this geometry.
+    predictor: a predictor that was trained for the system: a file, or for system prophet the name of one in
+        the package; None with system prophet takes the one in the package that was trained for this
+        geometry.
     progress: called with (bytes read, bytes to read) of the resident weights.
 
     Returns the model in eval mode: generate() and the rest of transformers work unchanged. Raises
@@ -90,9 +83,10 @@ def load(
     """
     from prophet_moe.budget import plan_memory
 
-    if system != "auto" and system not in SYSTEMS:
-        raise InvalidArgument(f"system is auto, {', '.join(SYSTEMS)}, not {system!r}.")
-    if predictor is not None and system not in ("auto", "prophet"):
+    recipe = require_runnable(
+        system if system != "auto" else PROPHET if predictor is not None else AUTO_SYSTEM
+    )
+    if predictor is not None and not recipe.trained:
         raise InvalidArgument(f"system {system} makes no use of a predictor: leave one of the two out.")
     if backend not in ("auto", "cpu"):
         raise InvalidArgument(f"backend {backend!r} is not in this build: use cpu (or auto).")
@@ -112,17 +106,16 @@ def load(
         raise InvalidArgument(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    name = system if system != "auto" else "prophet" if predictor is not None else AUTO_SYSTEM
-    policy, keep = SYSTEMS[name]
-    foresight = _predictor(predictor, info, plan.slots) if name == "prophet" else None
+    foresight = _predictor(recipe, predictor, blueprint, plan.slots)
     engine = Engine(
         files=[str(path) for path in info.files],
         pieces=blueprint.index.table,
         top_k=info.top_k,
         slots=plan.slots,
-        policy=policy,
+        policy=recipe.policy,
         pool=pool,
-        keep=keep,
+        keep=recipe.keep,
+        prefetch=None if recipe.prefetch is None else dict(recipe.prefetch),
         io=io,
         threads=threads or 0,
         timeline=timeline,
@@ -134,7 +127,7 @@ def load(
         loaded.requires_grad_(exact)
         # The engine watches its files from here on; before, they must be those that were described.
         blueprint.checkpoint.require_unchanged()
-        offload = Offload(engine, info, plan, name, engine.backend, exact, False, None, read)
+        offload = Offload(engine, info, plan, recipe.name, engine.backend, exact, False, None, read)
         _bind(loaded, blueprint, offload)
         attach(loaded, offload)
         # Sums of several threads round in another way than those of one.
@@ -146,22 +139,32 @@ def load(
     return loaded
 
 
-def _predictor(named: str | os.PathLike[str] | None, info: ModelInfo, slots: int) -> Any:
+def _predictor(
+    system: System, named: str | os.PathLike[str] | None, blueprint: Blueprint, slots: int
+) -> Any:
     """The runtime's predictor for this model and cache. Raises InvalidArgument, PredictorError."""
-    from prophet_moe.predict import export, shipped
+    from prophet_moe.predict import shipped
 
-    if named is not None:
-        path = shipped.find(os.fspath(named))
-    else:
-        found = shipped.matching(info.layers, info.experts_per_layer, info.top_k)
-        if found is None:
+    info = blueprint.info
+    file = None
+    if system.trained and named is not None:
+        file = shipped.find(os.fspath(named))
+    elif system.name == PROPHET:
+        file = shipped.matching(info.layers, info.experts_per_layer, info.top_k)
+        if file is None:
             raise InvalidArgument(
                 f"no predictor in this package was trained for {info.layers} layers of "
                 f"{info.experts_per_layer} experts: name the file of one as predictor, "
                 "or choose another system."
             )
-        path = found
-    return export.native(path, slots / info.experts_total)
+    return make_predictor(
+        system,
+        layers=info.layers,
+        experts_per_layer=info.experts_per_layer,
+        top_k=info.top_k,
+        share=slots / info.experts_total,
+        file=file,
+    )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -17,7 +17,7 @@ from prophet_moe.sim import replay as replays
 from prophet_moe.sim.geometry import Geometry
 from prophet_moe.sim.machine import Machine
 from prophet_moe.sim.results import BACKEND, VERSION, Line
-from prophet_moe.sim.systems import system_named
+from prophet_moe.systems import make_predictor, system_named
 
 Option = float | int | str
 INSTANT = 1e18  # bytes per second of a link that delivers at once
@@ -76,13 +76,17 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
     began = time.perf_counter()
     system = system_named(cell.system)
     trace, geometry, machine = TraceReader(cell.trace), cell.geometry, cell.machine
-    if system.everything:
+    if system.bound == "resident":
         machine = replace(machine, bytes_per_second=INSTANT, latency_ns=0, overhead_ns=0)
-    predictor = None
-    if system.predictor and cell.predictor is not None:
-        from prophet_moe.predict.export import native
-
-        predictor = native(Path(cell.predictor), cell.slots / geometry.experts_total)
+    predictor = make_predictor(
+        system,
+        layers=trace.layers,
+        experts_per_layer=trace.experts_per_layer,
+        top_k=trace.top_k,
+        share=cell.slots / geometry.experts_total,
+        file=None if cell.predictor is None else Path(cell.predictor),
+    )
+    prefetch = None if system.prefetch is None else dict(system.prefetch) | dict(cell.options)
     domains = _Domains(trace.labels)
     report = replays.replay(
         trace,
@@ -94,7 +98,9 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         keep=system.keep,
         cold=cell.cold,
         predictor=predictor,
-        prefetch=dict(cell.options) or None,
+        prefetch=prefetch,
+        emulate=(system.recall, trace.layers if system.next_token else 0) if system.emulated else None,
+        clairvoyant=system.bound == "time",
         sequences=cell.sequences,
         progress=progress,
         watch=domains.watch,

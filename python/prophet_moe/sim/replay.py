@@ -24,7 +24,7 @@ from prophet_moe.runreport import Bytes, Hits
 from prophet_moe.sim.machine import Machine
 
 if TYPE_CHECKING:
-    from prophet_ext import BankPredictor
+    from prophet_ext import Predictor
 
 PIECE = 2048  # tokens read at once
 PREFILL = 512  # prompt tokens of one forward pass
@@ -98,8 +98,10 @@ def replay(
     keep: bool = True,
     cold: bool = False,
     prefetch_chunks: int = 2,
-    predictor: BankPredictor | None = None,
+    predictor: Predictor | None = None,
     prefetch: Mapping[str, Any] | None = None,
+    emulate: tuple[float, int] | None = None,
+    clairvoyant: bool = False,
     sequences: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
     watch: Callable[[int, dict[str, Any]], None] | None = None,
@@ -108,9 +110,11 @@ def replay(
 
     slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after
     its use; policy: one of prophet_ext.eviction_policies(), or "belady", which knows the future of the
-    trace. progress is told how many tokens have been served since the last time; watch, at the end of each
-    sequence, its number and what prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots,
-    policy, pool or a machine that cannot be, sequences that do not exist, ids out of range.
+    trace. emulate: a predictor of so much recall, so many layers ahead (0: to the end of the token), in place
+    of a real one. clairvoyant: times are those of the bound of csrc/sim/clairvoyant.h. progress is told how
+    many tokens have been served since the last time; watch, at the end of each sequence, its number and what
+    prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots, policy, pool or a machine that
+    cannot be, sequences that do not exist, ids out of range.
     """
     if bad := [s for s in sequences or () if not 0 <= s < trace.sequences]:
         raise InvalidArgument(f"{trace.path} has sequences 0 to {trace.sequences - 1}, not {bad[0]}.")
@@ -138,6 +142,8 @@ def replay(
         expert_token_ns=machine.expert_token_ns,
         predictor=predictor,
         prefetch=None if prefetch is None else dict(prefetch),
+        emulate=emulate,
+        clairvoyant=clairvoyant,
     )
     order = range(trace.sequences) if sequences is None else sequences
     future = _Future(trace, order, geometry, core.rooms) if policy == CLAIRVOYANT else None

@@ -19,7 +19,8 @@ from prophet_moe.sim.cell import Cell, Option, fingerprint, run_cell
 from prophet_moe.sim.geometry import Geometry, require_same
 from prophet_moe.sim.machine_card import MachineCard
 from prophet_moe.sim.results import Line
-from prophet_moe.sim.systems import left_out, system_named
+from prophet_moe.sim.systems import left_out
+from prophet_moe.systems import PROPHET, system_named
 
 EVERYTHING = "100%"
 _TOLD_EVERY = 0.2  # seconds
@@ -39,7 +40,8 @@ class Sweep:
     pool: str = "global"
     cold: bool = False
     held_out: str | None = None  # sequences, "60" or "20%"; None: all of the trace
-    predictor: Path | None = None
+    predictor: Path | None = None  # of system prophet
+    rivals: tuple[tuple[str, Path], ...] = ()  # system, the predictor trained for it
     options: tuple[tuple[str, tuple[Option, ...]], ...] = ()  # swept, of systems with a predictor
 
 
@@ -57,18 +59,20 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         sequences = split_sequences(trace, count, 0).test
         tokens = sum(len(trace.sequence(s)) for s in sequences)
     seen = _seen(trace, sequences, sweep.predictor)
-    prints = fingerprint(sweep.trace), None if sweep.predictor is None else fingerprint(sweep.predictor)
-    missing = [why for name in sweep.systems if (why := left_out(name, sweep.predictor is not None))]
+    files = dict(sweep.rivals) | ({} if sweep.predictor is None else {PROPHET: sweep.predictor})
+    of_trace = fingerprint(sweep.trace)
+    missing = [why for name in sweep.systems if (why := left_out(name, files))]
     cells = []
     for scale, name in itertools.product(sweep.link_scales, sweep.systems):
-        if left_out(name, sweep.predictor is not None):
+        if left_out(name, files):
             continue
         system = system_named(name)
-        sizes = (EVERYTHING,) if system.everything else sweep.slots
-        for asked, options in itertools.product(sizes, _options(sweep, system.predictor)):
+        sizes = (EVERYTHING,) if system.bound == "resident" else sweep.slots
+        file = files.get(name)
+        for asked, options in itertools.product(sizes, _options(sweep, bool(system.predictor))):
             cell = Cell(
                 trace=str(sweep.trace),
-                fingerprint=prints[0],
+                fingerprint=of_trace,
                 geometry=sweep.geometry,
                 machine=sweep.card.machine(sweep.geometry, sweep.lane, scale),
                 fast_bytes=sweep.card.fast_bytes,
@@ -82,9 +86,9 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
                 sequences=sequences,
                 tokens=tokens,
                 held_out=None if sequences is None else len(sequences),
-                predictor=str(sweep.predictor) if system.predictor else None,
-                predictor_print=prints[1] if system.predictor else None,
-                predictor_seen=seen if system.predictor else None,
+                predictor=None if file is None else str(file),
+                predictor_print=None if file is None else fingerprint(file),
+                predictor_seen=seen if name == PROPHET else None,
                 options=options,
             )
             cells.append(cell)

@@ -1,43 +1,18 @@
-"""Which systems a replay knows, and what each asks of it."""
+"""Which systems a replay can be, and why one is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
-import prophet_ext
 from prophet_moe.errors import InvalidArgument
+from prophet_moe.systems import SYSTEMS, System, system_named
 
-ON_DEMAND, PROPHET, BELADY, RESIDENT = "on-demand", "prophet", "belady", "resident"
-
-
-@dataclass(frozen=True)
-class System:
-    """A combination of decisions with a name."""
-
-    name: str
-    policy: str
-    keep: bool = True  # False: every expert is dropped after its use
-    predictor: bool = False  # needs a trained one
-    everything: bool = False  # all experts are in fast memory and nothing moves
+__all__ = ["System", "bounds", "left_out", "parse_systems", "system_named", "systems_known"]
 
 
 def systems_known() -> list[str]:
     """The names that --systems takes, floors first, bounds last."""
-    return [ON_DEMAND, *prophet_ext.eviction_policies(), PROPHET, BELADY, RESIDENT]
-
-
-def system_named(name: str) -> System:
-    """Raises InvalidArgument: an unknown name; the sentence lists the known ones."""
-    if name == ON_DEMAND:
-        return System(name, "lru", keep=False)
-    if name == PROPHET:
-        return System(name, "expected-next-use", predictor=True)
-    if name == RESIDENT:
-        return System(name, "lru", everything=True)
-    if name in systems_known():
-        return System(name, name)
-    raise InvalidArgument(f"{name!r} is not a system: the names are {', '.join(systems_known())}.")
+    return list(SYSTEMS)
 
 
 def parse_systems(text: str) -> list[str]:
@@ -49,13 +24,23 @@ def parse_systems(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def left_out(name: str, predictor: bool) -> str | None:
-    """Why a system cannot be replayed here; None where it can."""
-    if system_named(name).predictor and not predictor:
+def left_out(name: str, trained: Collection[str] = (), hidden: bool = False) -> str | None:
+    """Why a system cannot be replayed here; None where it can.
+
+    trained: systems for which there is a predictor's file; hidden: the trace has hidden states.
+    """
+    system = system_named(name)
+    if system.absent:
+        return f"{name} needs {system.absent}"
+    if system.router:
+        return f"{name} needs the routers' weights and hidden states, which a replay does not have"
+    if system.hidden and not hidden:
+        return f"{name} needs hidden states (gate_input), which this trace does not have"
+    if system.trained and name not in trained:
         return f"{name} needs a predictor trained for this geometry (--predictor FILE)"
     return None
 
 
 def bounds(names: Sequence[str]) -> list[str]:
     """Those of the names that no real system can be: they know the future or hold everything."""
-    return [name for name in names if name in (BELADY, RESIDENT)]
+    return [name for name in names if system_named(name).bounded]

@@ -40,7 +40,7 @@ def sentence(done: Any) -> str:
         ([*RUN, *IDS, "--slots", "some"], "not a number of slots"),
         ([*RUN, *IDS, "--slots", "40", "--pool", "per-layer"], "name at least 48 slots"),
         ([*RUN, *IDS, "--pool", "puddle"], "use global or per-layer"),
-        ([*RUN, *IDS, "--system", "oracle"], "on-demand, lru, lfu, lfru, expected-next-use"),
+        ([*RUN, *IDS, "--system", "oracle"], "on-demand, lru, lfu, lfru, least-stale"),
         ([*RUN, *IDS, "-n", "50", "--context", "10"], "give at least 53"),
         ([*RUN, *IDS, "--top-p", "7", "--temperature", "1"], "top-p"),
         (["run", "-q", "no/such/folder", *IDS], "no/such/folder"),

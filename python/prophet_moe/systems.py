@@ -1,0 +1,128 @@
+"""The table of systems, as csrc/systems has it: what --system and --systems name, and what each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import prophet_ext
+from prophet_moe.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prophet_ext import Predictor
+
+PROPHET = "prophet"
+
+
+@dataclass(frozen=True)
+class System:
+    """One recipe. csrc/systems/recipe.h says what each field means."""
+
+    name: str
+    what: str
+    source: str
+    modelled: str
+    not_modelled: str
+    predictor: str  # "" where there is none
+    trained: bool
+    hidden: bool
+    router: bool
+    future: bool
+    absent: str
+    policy: str
+    keep: bool
+    prefetch: Mapping[str, Any] | None
+    widen: int
+    recall: float
+    next_token: bool
+    bound: str  # "", misses, foresight, time, resident
+    lossy: str
+    lossy_bytes: float
+
+    @property
+    def emulated(self) -> bool:
+        """Only a replay has its predictor."""
+        return self.predictor == "emulator"
+
+    @property
+    def bounded(self) -> bool:
+        """No real system can be this one."""
+        return bool(self.bound)
+
+
+SYSTEMS: Mapping[str, System] = {fields["name"]: System(**fields) for fields in prophet_ext.systems()}
+
+
+def system_named(name: str) -> System:
+    """Raises InvalidArgument: an unknown name; the sentence lists the known ones."""
+    if name not in SYSTEMS:
+        raise InvalidArgument(f"{name!r} is not a system: the names are {', '.join(SYSTEMS)}.")
+    return SYSTEMS[name]
+
+
+def runnable() -> list[str]:
+    """The names of systems that a real run can be: those that know no future."""
+    return [name for name, system in SYSTEMS.items() if not system.future and not system.bound]
+
+
+def require_runnable(name: str) -> System:
+    """Raises InvalidArgument: an unknown name, one that only a replay can be, one that lacks something."""
+    system = system_named(name)
+    if system.future or system.bound:
+        raise InvalidArgument(
+            f"{name} knows the future or is a bound: prophet simulate can replay it, a run can be one of "
+            f"{', '.join(runnable())}."
+        )
+    if system.absent:
+        raise InvalidArgument(f"{name} needs {system.absent}: choose another system.")
+    return system
+
+
+def make_predictor(
+    system: System,
+    *,
+    layers: int,
+    experts_per_layer: int,
+    top_k: int,
+    share: float,
+    file: Path | None = None,
+    routers: Mapping[str, NDArray[np.generic]] | None = None,
+) -> Predictor | None:
+    """The system's predictor; None where it has none, or a replay emulates it.
+
+    share: of experts that fast memory holds. file: where the system is trained. routers: the keyword
+    arguments of prophet_ext.make_predictor, where it reads the routers' weights. Raises InvalidArgument,
+    PredictorError: something it needs is not there, or belongs to another geometry.
+    """
+    if not system.predictor or system.emulated:
+        return None
+    made: Predictor
+    if system.trained:
+        if file is None:
+            raise InvalidArgument(
+                f"{system.name} needs a predictor that was trained for it (--predictor FILE)."
+            )
+        if system.predictor == "bank":
+            from prophet_moe.predict.export import native
+
+            made = native(file, share)
+        else:
+            from prophet_moe.predict.layer_mlp import native as native_layer_mlp
+
+            made = native_layer_mlp(file)
+    else:
+        if system.router and routers is None:
+            raise InvalidArgument(f"{system.name} needs the weights of the model's routers.")
+        made = prophet_ext.make_predictor(
+            system.predictor,
+            layers=layers,
+            experts_per_layer=experts_per_layer,
+            top_k=top_k,
+            **dict(routers or {}),  # type: ignore[arg-type]
+        )
+    return made.narrowed(top_k + system.widen) if system.widen >= 0 else made
