@@ -139,9 +139,7 @@ def load(
     return loaded
 
 
-def _predictor(
-    system: System, named: str | os.PathLike[str] | None, blueprint: Blueprint, slots: int
-) -> Any:
+def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: Blueprint, slots: int) -> Any:
     """The runtime's predictor for this model and cache. Raises InvalidArgument, PredictorError."""
     from prophet_moe.predict import shipped
 
