@@ -208,6 +208,20 @@ def make_predictor(
     takes router_bias [layers, experts] and norm [layers, hidden], the weights of the norms before the
     routers. Raises InvalidArgument."""
 
+def make_layer_mlp(
+    name: str,
+    *,
+    layers: int,
+    experts_per_layer: int,
+    top_k: int,
+    stride: int,
+    context: int,
+    hidden: int,
+    width: int,
+    tensors: Mapping[str, NDArray[Any]],
+) -> Predictor:
+    """A network per layer, from the arrays of its file (csrc/predict/layer_mlp.h). Raises InvalidArgument."""
+
 class BankPredictor(Predictor):
     """The learned forecaster of prophet_moe.predict.export, from the arrays of its file."""
 

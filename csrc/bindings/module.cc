@@ -6,6 +6,7 @@ PYBIND11_MODULE(prophet_ext, m) {
   m.attr("__version__") = PROPHET_VERSION;
   prophet::register_errors(m);
   prophet::register_predictor(m);
+  prophet::register_layer_mlp(m);
   prophet::register_engine(m);
   prophet::register_machine(m);
   prophet::register_sim(m);

@@ -13,6 +13,7 @@ namespace prophet {
 
 void register_errors(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
+void register_layer_mlp(pybind11::module_& m);
 void register_machine(pybind11::module_& m);
 void register_predictor(pybind11::module_& m);
 void register_sim(pybind11::module_& m);

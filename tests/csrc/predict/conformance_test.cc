@@ -14,6 +14,7 @@
 
 #include "core/error.h"
 #include "predict/bank_predictor.h"
+#include "predict/layer_mlp.h"
 #include "predict/narrow_predictor.h"
 #include "predict/predictor_registry.h"
 #include "predict/small_bank.h"
@@ -44,7 +45,27 @@ std::unique_ptr<Predictor> make_bank() {
   return std::make_unique<BankPredictor>(small_bank::config(), small_bank::weights());
 }
 
+// With all it may read.
+std::unique_ptr<Predictor> make_mlp() {
+  small_bank::Random random;
+  auto w = std::make_shared<LayerMlpWeights>();
+  w->geometry = kGeometry;
+  w->name = "mlp";
+  w->stride = 2;
+  w->context = 2;
+  w->hidden = kHidden;
+  w->width = 6;
+  constexpr int kFrom = kLayers - 2;
+  w->affinity = random.floats(kFrom * kExperts * kExperts, 1);
+  w->enter = random.floats(kFrom * w->inputs() * 6, 1);
+  w->enter_bias = random.floats(kFrom * 6, 1);
+  w->leave = random.floats(kFrom * 6 * kExperts, 1);
+  w->leave_bias = random.floats(kFrom * kExperts, 1);
+  return make_layer_mlp(std::move(w));
+}
+
 const std::vector<Enrolled> kEnrolled = {
+    {"mlp", make_mlp},
     {"bank", make_bank},
     {"popularity", [] { return make_predictor("popularity", kGeometry); }},
     {"previous-token", [] { return make_predictor("previous-token", kGeometry); }},
