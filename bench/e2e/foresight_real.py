@@ -10,6 +10,7 @@ system `prophet` with another file, such as one of a wrong domain or an untraine
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from dataclasses import dataclass, field
@@ -66,29 +67,32 @@ def main() -> None:
         ids = tokenizer(text)["input_ids"]
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             engine = offload_of(models[name]).engine
-            marks = decode(
-                models[name], ids, max_new_tokens=given.tokens, counters=engine.counters
-            )
+            marks = decode(models[name], ids, max_new_tokens=given.tokens, counters=engine.counters)
             run, steps = runs[name], marks.marks
-            times = [(b.at_ns - a.at_ns) / 1e6 for a, b in zip(steps, steps[1:], strict=False)]
+            run.tokens.append(list(marks.token_ids))
+            if len(steps) < 2:  # the text ended with its first token
+                continue
+            times = [(b.at_ns - a.at_ns) / 1e6 for a, b in itertools.pairwise(steps)]
             run.step_ms.append(statistics.median(times))
             run.mean_ms.append(statistics.fmean(times))
             run.bytes += steps[-1].counters["bytes_moved"] - steps[0].counters["bytes_moved"]
             run.steps += len(times)
             run.counters = dict(steps[-1].counters)
-            run.tokens.append(list(marks.token_ids))
     base = runs[given.base]
     print("| system | KiB a token | of base | step ms | of base | mean | used / late / wasted MiB | held |")
     print("|---|---|---|---|---|---|---|---|")
     for name, run in runs.items():
         c = run.counters
         assert run.tokens == base.tokens, f"{name} decoded other tokens than {given.base}"
-        parts = " / ".join(f"{c[f'bytes_prefetch_{kind}'] / 2**20:.1f}" for kind in ("used", "late", "wasted"))
+        parts = " / ".join(
+            f"{c[f'bytes_prefetch_{kind}'] / 2**20:.1f}" for kind in ("used", "late", "wasted")
+        )
         ratio = statistics.median(a / b for a, b in zip(run.step_ms, base.step_ms, strict=True))
         mean = statistics.median(a / b for a, b in zip(run.mean_ms, base.mean_ms, strict=True))
         print(
             f"| {name} | {run.bytes / run.steps / 1024:.0f} | "
-            f"{run.bytes / run.steps / (base.bytes / base.steps):.3f} | {statistics.median(run.step_ms):.2f} | "
+            f"{run.bytes / run.steps / (base.bytes / base.steps):.3f} | "
+            f"{statistics.median(run.step_ms):.2f} | "
             f"{ratio:.3f} | {mean:.3f} | {parts} | "
             f"{c['foresight_held_steps']} + {c['prefetch_held_steps']} of {c['layer_steps']} |"
         )

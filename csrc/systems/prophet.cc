@@ -16,7 +16,7 @@ Recipe prophet() {
   r.needs = {.predictor = "bank", .trained = true};
   r.policy = "expected-next-use";
   r.prefetch.last = 12;
-  r.prefetch.least = 0.1f;
+  r.prefetch.least = 0.05f;
   r.prefetch.order = PrefetchRule::Order::confidence;
   return r;
 }
