@@ -53,6 +53,19 @@ def steps_bar(quiet: bool) -> Iterator[Callable[[str, Progress], None]]:
         yield progress
 
 
+@contextmanager
+def rival_bar(steps: int, quiet: bool) -> Iterator[Callable[[int, float], None]]:
+    """A bar on stderr for `on_step(step, loss)`."""
+    if quiet:
+        yield lambda _step, _loss: None
+        return
+    from rich.progress import Progress as Bar
+
+    with Bar(console=log(), transient=True) as bar:
+        task = bar.add_task("training", total=steps)
+        yield lambda step, loss: bar.update(task, completed=step, description=f"training: loss {loss:.3f}")
+
+
 def settings(texts: list[str]) -> dict[str, Any]:
     """["rate=0.001"] -> {"rate": 0.001}; lists become tuples. Raises ValueError."""
     from json import loads
@@ -120,6 +133,10 @@ def train(
     from prophet_moe.predict.sweep import parse_axes
     from prophet_moe.predict.train import Recipe
 
+    if kind in rivals():
+        _rival(trace, kind, out, steps, seed, HeldOut().changed({"test": test, "val": val, "seed": split_seed,
+               "test_domains": names(hold_out), "only": names(only)}), threads, json, quiet)  # fmt: skip
+        return
     if start is not None and sweep:
         raise ValueError("--start and --sweep cannot go together: a sweep trains other networks.")
     if out is None and not sweep:
@@ -182,6 +199,46 @@ def train(
             f"{made.kind} with {count:,} parameters, {format_size(size_on_disk)}, after "
             f"{made.training['steps']} steps on {made.training['tokens']:,} tokens in {out}; "
             f"how good it is: prophet score {out} {trace}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def rivals() -> tuple[str, ...]:
+    """Systems whose networks are trained here besides Prophet's own."""
+    from prophet_moe.systems import SYSTEMS
+
+    return tuple(name for name, system in SYSTEMS.items() if system.predictor == "layer-mlp")
+
+
+def _rival(
+    trace: Any, system: str, out: Any, steps: int, seed: int, rule: Any, threads: Any, json: bool, quiet: bool
+) -> None:
+    from dataclasses import replace
+    from json import dumps
+
+    from prophet_moe.cli.session import set_threads
+    from prophet_moe.formats.trace import TraceReader
+    from prophet_moe.predict import layer_mlp
+
+    if out is None:
+        raise ValueError("where should the predictor be written? Name a file with -o.")
+    set_threads(threads)
+    routes = TraceReader(trace)
+    routes.check_ids()
+    split = rule.split(routes)
+    with rival_bar(steps, quiet) as on_step:
+        made = layer_mlp.train(routes, split, system, steps=steps, seed=seed, on_step=on_step)
+    layer_mlp.save(replace(made, training={**made.training, "split": rule.as_dict()}), out)
+    count = sum(array.size for array in made.tensors.values())
+    about = {"predictor": str(out), "kind": system, "parameters": count, "bytes": out.stat().st_size,
+             **{k: v for k, v in made.training.items() if k != "seen"}}  # fmt: skip
+    if json:
+        print_json(dumps(about))
+    elif not quiet:
+        log().print(
+            f"{system} with {count:,} parameters, held-out loss {made.training['loss']:.4f}, in {out}; "
+            f"prophet simulate --predictor {out} replays it",
             markup=False,
             soft_wrap=True,
         )
