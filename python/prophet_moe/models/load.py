@@ -37,6 +37,7 @@ _DTYPE_NAMES = {
     "bf16": torch.bfloat16,
 }
 
+_SURE_AND_SOON = {"last": 3, "least": 0.9}  # docs/foresight.md, "On real bytes"
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # an environment variable of transformers
 
 Progress = Callable[[int, int], None]  # (bytes read so far, bytes to read)
@@ -115,7 +116,7 @@ def load(
         policy=recipe.policy,
         pool=pool,
         keep=recipe.keep,
-        prefetch=None if recipe.prefetch is None else dict(recipe.prefetch),
+        prefetch=_from_disk(recipe),
         io=io,
         threads=threads or 0,
         timeline=timeline,
@@ -137,6 +138,19 @@ def load(
         engine.close()
         raise
     return loaded
+
+
+def _from_disk(system: System) -> dict[str, Any] | None:
+    """The system's rule of prefetching where experts come from a disk.
+
+    A copy over a link to host memory costs nothing but idle time of the link; a read costs processor time
+    and memory bandwidth that the layers want. Prophet therefore reads early only what is all but certain.
+    The rivals keep their own rules.
+    """
+    if system.prefetch is None:
+        return None
+    rule = dict(system.prefetch)
+    return rule | _SURE_AND_SOON if system.name == PROPHET else rule
 
 
 def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: Blueprint, slots: int) -> Any:
