@@ -16,7 +16,9 @@ LearnOut = Annotated[
     Path | None,
     _flag("-o", "--out", metavar="FILE", text="The predictor to write; with --sweep, a folder for all."),
 ]
-Kind = Annotated[str, _flag("--kind", metavar="NAME", text="The design: bank or transformer.")]
+Kind = Annotated[
+    str, _flag("--kind", metavar="NAME", text="The design: bank, transformer, or a rival's name.")
+]
 Size = Annotated[str, _flag("--size", metavar="NAME", text="small, medium, large, or a width.")]
 LearnContext = Annotated[
     int | None,

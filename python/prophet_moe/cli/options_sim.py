@@ -51,6 +51,10 @@ SweepOptions = Annotated[
         text="Values of a field of the prefetch rule, for systems with a predictor; repeat to combine.",
     ),
 ]
+Predictors = Annotated[
+    str | None,
+    _flag("--predictor", metavar="A,B", text="Trained predictors, each of the system that it names."),
+]
 HeldOut = Annotated[
     str | None,
     _flag(

@@ -11,6 +11,8 @@ from prophet_moe.cli import options_sim as sim_flag
 from prophet_moe.cli.console import data, guarded, log, number, print_json, print_warning, tokens_bar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prophet_moe.sim.results import Line
 
 HELP = """Example: prophet simulate TRACE --model reference-moe --machine cpu-nvme -o results.jsonl
@@ -84,6 +86,23 @@ def _value(word: str) -> float | int | str:
     return word
 
 
+def predictors_of(files: Sequence[Path]) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
+    """The file of system prophet, and those of other systems with their names, by what each file says.
+
+    Raises ValueError: two for one system.
+    """
+    from prophet_moe.predict.layer_mlp import is_layer_mlp, load
+    from prophet_moe.systems import PROPHET
+
+    named: dict[str, Path] = {}
+    for file in files:
+        system = load(file).system if is_layer_mlp(file) else PROPHET
+        if system in named:
+            raise ValueError(f"--predictor names two files for {system}: {named[system]} and {file}.")
+        named[system] = file
+    return named.pop(PROPHET, None), tuple(named.items())
+
+
 @guarded
 def simulate(
     trace: sim_flag.TraceFile,
@@ -92,7 +111,7 @@ def simulate(
     slots: sim_flag.SlotsList = "25%,50%,75%",
     systems: sim_flag.SystemsList = "all",
     out: sim_flag.Results = None,
-    predictor: flag.Predictor = None,
+    predictor: sim_flag.Predictors = None,
     weights: sim_flag.Weights = None,
     lane: sim_flag.Lane = None,
     link_scale: sim_flag.LinkScale = "1",
@@ -114,12 +133,13 @@ def simulate(
 
     names = parse_systems(systems)
     geometry, card = read_geometry(model, weights), read_machine(machine)
-    found = None
+    found, rivals = None, ()
     if any(system_named(name).predictor for name in names):
         from prophet_moe.predict import shipped
 
         shape = (geometry.layers, geometry.experts_per_layer, geometry.top_k)
-        found = shipped.matching(*shape) if predictor is None else shipped.find(predictor)
+        found, rivals = predictors_of([shipped.find(one) for one in split_list(predictor or "")])
+        found = found or shipped.matching(*shape)
     cells, left = cells_of(
         Sweep(
             trace=trace,
@@ -133,6 +153,7 @@ def simulate(
             cold=cold,
             held_out=held_out,
             predictor=found,
+            rivals=rivals,
             options=swept(sweep or ()),
         )
     )
