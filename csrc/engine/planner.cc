@@ -46,6 +46,7 @@ void Planner::weigh() {
   }
   silence_ = std::clamp(2 * silence_, kSilence, kLongestSilence);
   silent_until_ = ticks_ + silence_;
+  ++held_;
   benefit_ = cost_ = 0;
 }
 
@@ -59,6 +60,8 @@ void Planner::heard(std::int64_t tick, std::span<const Forecast> forecasts) {
       word.forecasts.clear();
     }
     word.forecasts.push_back(forecast);
+    // Trust sums what was promised: one infinite promise would never be forgotten.
+    word.forecasts.back().p = std::min(forecast.p, 1.0f);
   }
 }
 

@@ -97,7 +97,8 @@ class ExpectedNextUse final : public EvictionPolicy {
   void foreseen(ExpertKey key, float p, std::int64_t) override {
     Expert& expert = experts_[geometry_.index(key)];
     expert.foreseen = layers_[key.layer].turn;
-    expert.chance = p;
+    // More than certain would make a gap below one turn, and its expert no victim ever.
+    expert.chance = p > 0 ? std::min(p, 1.0f) : 0.0f;  // no number: nothing was said
     farthest_[key.layer].known = false;
   }
 

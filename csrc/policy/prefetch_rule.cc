@@ -75,10 +75,12 @@ class ByRule final : public PrefetchPolicy {
 
 std::unique_ptr<PrefetchPolicy> make_prefetch_policy(const PrefetchRule& rule) {
   if (!(rule.least >= 0 && rule.least <= 1) || !(rule.discount >= 0) || rule.first < 1 ||
-      rule.last < 0 || rule.per_layer < 1 || !(rule.fill > 0)) {
+      rule.last < 0 || (rule.last > 0 && rule.last < rule.first) || rule.per_layer < 1 ||
+      !(rule.fill > 0)) {
     throw InvalidArgument(
-        "a rule of prefetching needs a probability of 0 to 1, layers from 1 ahead, at least one "
-        "expert per layer and a fill above 0");
+        "a rule of prefetching needs a probability of 0 to 1, layers from 1 ahead to a last that "
+        "is "
+        "not before the first (or 0: none), at least one expert per layer and a fill above 0");
   }
   return std::make_unique<ByRule>(rule);
 }

@@ -34,7 +34,10 @@ const Mover::Transfer* Mover::find(ExpertKey key) const {
 bool Mover::start(ExpertKey key, Lane lane, const std::optional<Cache::Placement>& placement) {
   if (!placement) return false;
   const Geometry& g = store_.geometry();
-  displaced_[g.index(key)] = false;
+  if (displaced_[g.index(key)]) {
+    displaced_[g.index(key)] = false;
+    std::erase(displaced_in_order_, key);
+  }
   if (placement->evicted) {
     evicted(*placement->evicted);
     if (lane == Lane::prefetch) {
@@ -66,13 +69,9 @@ void Mover::evicted(ExpertKey key) {
 }
 
 void Mover::forget_displaced() {
-  while (!displaced_in_order_.empty()) {
-    auto oldest = displaced_[store_.geometry().index(displaced_in_order_.front())];
-    displaced_in_order_.pop_front();
-    if (!oldest) continue;
-    oldest = false;
-    return;
-  }
+  if (displaced_in_order_.empty()) return;
+  displaced_[store_.geometry().index(displaced_in_order_.front())] = false;
+  displaced_in_order_.pop_front();
 }
 
 bool Mover::start_chunk(Transfer& transfer) {

@@ -124,7 +124,7 @@ class Mover {
   std::vector<Prefetch> wishes_;              // not started, best last
   std::vector<std::uint64_t> unused_;         // [experts] bytes a prefetch brought, not used yet
   std::vector<bool> displaced_;               // [experts]
-  std::deque<ExpertKey> displaced_in_order_;  // oldest first; may name experts that have come back
+  std::deque<ExpertKey> displaced_in_order_;  // oldest first
   std::uint64_t overtaken_bytes_ = 0;
 };
 
