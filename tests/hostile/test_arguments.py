@@ -89,7 +89,7 @@ def test_slots_beyond_the_budget(sound: Path, refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"system": "oracle"}, ("'oracle'", "lru", "expected-next-use")),
+        ({"system": "prophecy"}, ("'prophecy'", "lru", "expected-next-use")),
         ({"backend": "tpu"}, ("'tpu'", "use cpu")),
         ({"pool": "puddle"}, ("'puddle'", "global or per-layer")),
         ({"io": "floppy"}, ("'floppy'", "uring or pread")),

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
 from prophet_moe.models.checkpoint import TensorReader
 from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, MoeLayer, native_rows
-from prophet_moe.models.inspect import Blueprint, make_blueprint
+from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
 from prophet_moe.models.stubs import parameterless
 from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
@@ -67,8 +68,8 @@ def load(
         takes what the machine or its cgroup can spare.
     slots: names the arena exactly, in experts, instead of a budget.
     exact: results equal transformers' eager experts bit for bit (slower decode).
-    system: one of prophet_moe.systems.runnable(), or auto (prophet when a predictor is named, else
-        expected-next-use).
+    system: one of prophet_moe.systems.runnable(), or auto (prophet when a predictor is named or one in the
+        package fits, else expected-next-use).
     dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
     threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
         Decode steps of a model with small dense matrices run on one thread of torch, which is faster.
@@ -84,9 +85,8 @@ def load(
     """
     from prophet_moe.budget import plan_memory
 
-    recipe = require_runnable(
-        system if system != "auto" else PROPHET if predictor is not None else AUTO_SYSTEM
-    )
+    automatic = system == "auto"
+    recipe = require_runnable(system if not automatic else PROPHET if predictor is not None else AUTO_SYSTEM)
     if predictor is not None and not recipe.trained:
         raise InvalidArgument(f"system {system} makes no use of a predictor: leave one of the two out.")
     if backend not in ("auto", "cpu"):
@@ -107,6 +107,8 @@ def load(
         raise InvalidArgument(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
+    if automatic and not plan.resident and _shipped(info) is not None:
+        recipe = require_runnable(PROPHET)
     foresight = _predictor(recipe, predictor, blueprint, plan.slots)
     engine = Engine(
         files=[str(path) for path in info.files],
@@ -155,14 +157,14 @@ def _from_disk(system: System) -> dict[str, Any] | None:
 
 def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: Blueprint, slots: int) -> Any:
     """The runtime's predictor for this model and cache. Raises InvalidArgument, PredictorError."""
-    from prophet_moe.predict import shipped
-
     info = blueprint.info
     file = None
     if system.trained and named is not None:
+        from prophet_moe.predict import shipped
+
         file = shipped.find(os.fspath(named))
     elif system.name == PROPHET:
-        file = shipped.matching(info.layers, info.experts_per_layer, info.top_k)
+        file = _shipped(info)
         if file is None:
             raise InvalidArgument(
                 f"no predictor in this package was trained for {info.layers} layers of "
@@ -177,6 +179,13 @@ def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: 
         share=slots / info.experts_total,
         file=file,
     )
+
+
+def _shipped(info: ModelInfo) -> Path | None:
+    """The predictor of the package that was trained for this geometry, if there is one."""
+    from prophet_moe.predict import shipped
+
+    return shipped.matching(info.layers, info.experts_per_layer, info.top_k)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
