@@ -73,18 +73,23 @@ void Foresight::work() {
   setpriority(PRIO_PROCESS, 0, kNiceness);  // Linux: of this thread alone
   Lock lock(mutex_);
   while (true) {
-    posted_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+    posted_.wait(lock, [&] { return stop_ || (!queue_.empty() && !busy_); });
     if (stop_) return;
-    Seen next = std::move(queue_.front());
-    queue_.pop_front();
-    busy_ = true;
-    lock.unlock();
-    observe(next);
-    lock.lock();
-    busy_ = false;
-    spare_.push_back(std::move(next));
-    done_.notify_all();
+    serve(lock);
   }
+}
+
+// Takes the oldest glimpse; the lock is free while the predictor works.
+void Foresight::serve(Lock& lock) {
+  Seen next = std::move(queue_.front());
+  queue_.pop_front();
+  busy_ = true;
+  lock.unlock();
+  observe(next);
+  lock.lock();
+  busy_ = false;
+  spare_.push_back(std::move(next));
+  done_.notify_all();
 }
 
 void Foresight::observe(const Seen& seen) {
@@ -137,7 +142,15 @@ bool Foresight::take(std::vector<Word>& words) {
 
 void Foresight::settle(EvictionPolicy& policy) {
   Lock lock(mutex_);
-  done_.wait(lock, [&] { return queue_.empty() && !busy_; });
+  // On a busy machine a worker of low priority may not have been let in yet: what it has not begun
+  // is done here, so that nobody waits for its turn.
+  while (busy_ || !queue_.empty()) {
+    if (busy_) {
+      done_.wait(lock, [&] { return !busy_; });
+    } else {
+      serve(lock);
+    }
+  }
   const std::int32_t experts = geometry_.experts_per_layer;
   for (std::int32_t layer : fresh_) {
     if (!trusted_) break;

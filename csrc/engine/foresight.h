@@ -1,10 +1,11 @@
 // Runs a predictor beside the layers, so that it never delays one.
 //
 // `post` hands over what the router said and returns; a worker of low priority feeds the
-// predictor. `settle` opens the next layer step: it waits for the worker, which has had the time
-// between two experts calls for its microseconds, and tells the policy. Since every glimpse is
-// known before a victim is chosen, decisions do not depend on how fast the worker was. Forecasts
-// of coming layers are handed out as soon as they are there (`take`), to whoever plans prefetches.
+// predictor. `settle` opens the next layer step: the worker has had the time between two experts
+// calls for its microseconds, what it has not begun by then is done at once, and the policy is
+// told. Since every glimpse is known before a victim is chosen, decisions do not depend on how fast
+// the worker was. Forecasts of coming layers are handed out as soon as they are there (`take`), to
+// whoever plans prefetches.
 //
 // Do no harm: a shadow (engine/shadow.h) compares what the predictor would keep with the best rule
 // without it; while it keeps worse experts, the policy does not hear of its gaps.
@@ -72,6 +73,7 @@ class Foresight {
   using Lock = std::unique_lock<std::mutex>;
 
   void work();
+  void serve(Lock& lock);
   void observe(const Seen& seen);
 
   const std::unique_ptr<Predictor> predictor_;
