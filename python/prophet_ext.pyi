@@ -4,7 +4,7 @@
 the caller's. Times are nanoseconds, sizes bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -261,8 +261,10 @@ class Replay:
         top_k: int,
         slots: int,
         expert_bytes: int,
-        policy: str = "lru",
-        # Also "belady", which must be told the next uses.
+        policy: str | Callable[[int, int, int], object] = "lru",
+        # Also "belady", which must be told the next uses. A callable (layers, experts_per_layer, top_k) makes a
+        # policy in Python: victim(candidates, incoming) names one of the candidates, all (layer, expert);
+        # arrived, used, left (layer, expert) and tick (layer) are called where it has them.
         pool: str = "global",
         keep: bool = True,
         bytes_per_second: float,

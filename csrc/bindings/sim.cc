@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <optional>
+#include <variant>
 
 #include "bindings/counters.h"
 #include "bindings/parts.h"
+#include "bindings/policy.h"
 #include "bindings/predictor.h"
 #include "bindings/prefetch.h"
 #include "core/error.h"
@@ -94,11 +96,11 @@ Counts to_array(const std::vector<std::vector<std::uint64_t>>& rows) {
 
 std::unique_ptr<Replay> make_replay(
     std::int32_t layers, std::int32_t experts_per_layer, std::int32_t top_k, std::int32_t slots,
-    std::uint64_t expert_bytes, const std::string& policy, const std::string& pool, bool keep,
-    double bytes_per_second, Nanos latency_ns, Nanos overhead_ns, std::uint64_t chunk_bytes,
-    int prefetch_chunks, Nanos pass_ns, Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns,
-    Nanos expert_token_ns, const std::shared_ptr<PyPredictor>& predictor,
-    const std::optional<py::dict>& prefetch,
+    std::uint64_t expert_bytes, const std::variant<std::string, py::function>& policy,
+    const std::string& pool, bool keep, double bytes_per_second, Nanos latency_ns,
+    Nanos overhead_ns, std::uint64_t chunk_bytes, int prefetch_chunks, Nanos pass_ns,
+    Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns,
+    const std::shared_ptr<PyPredictor>& predictor, const std::optional<py::dict>& prefetch,
     const std::optional<std::pair<double, std::int32_t>>& emulate, bool clairvoyant) {
   ReplayOptions options;
   options.geometry = {layers, experts_per_layer, top_k};
@@ -108,7 +110,11 @@ std::unique_ptr<Replay> make_replay(
   options.link.overhead = overhead_ns;
   options.times = {pass_ns, layer_ns, layer_token_ns, expert_ns, expert_token_ns};
   options.engine.slots = slots;
-  options.engine.policy = policy;
+  if (const auto* name = std::get_if<std::string>(&policy)) {
+    options.engine.policy = *name;
+  } else {
+    options.engine.make_policy = python_policy(std::get<py::function>(policy));
+  }
   options.engine.pool = pool_from_name(pool);
   options.engine.keep = keep;
   options.engine.mover.chunk_bytes = chunk_bytes;

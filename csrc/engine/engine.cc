@@ -21,7 +21,8 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
       options_(std::move(options)),
       recorder_(options_.timeline_events),
       cache_(store_->geometry(), options_.slots, options_.pool,
-             make_eviction_policy(options_.policy, store_->geometry())),
+             options_.make_policy ? options_.make_policy(store_->geometry())
+                                  : make_eviction_policy(options_.policy, store_->geometry())),
       arena_(backend_->fast_memory(std::uint64_t(cache_.slots()) * store_->slot_bytes())),
       mover_(*store_, *backend_, cache_, arena_, recorder_, options_.mover),
       pool_(std::max(1, options_.threads)),

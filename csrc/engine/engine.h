@@ -13,6 +13,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -37,6 +38,8 @@ namespace prophet {
 struct EngineOptions {
   std::int32_t slots = 0;
   std::string policy = "lru";  // see policy/eviction_policy.h
+  // In its place, one that is not in the registry.
+  std::function<std::unique_ptr<EvictionPolicy>(const Geometry&)> make_policy;
   PoolScope pool = PoolScope::global;
   bool keep = true;  // false: every expert is dropped after its use (the on-demand floor)
   int threads = 1;   // compute threads, the caller's included

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prophet_ext import Predictor
 
 PROPHET = "prophet"
+
+PolicyFactory = Callable[[int, int, int], object]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class System:
     router: bool
     future: bool
     absent: str
-    policy: str
+    policy: str | PolicyFactory
     keep: bool
     prefetch: Mapping[str, Any] | None
     widen: int
@@ -55,7 +57,21 @@ class System:
         return bool(self.bound)
 
 
-SYSTEMS: Mapping[str, System] = {fields["name"]: System(**fields) for fields in prophet_ext.systems()}
+SYSTEMS: dict[str, System] = {fields["name"]: System(**fields) for fields in prophet_ext.systems()}
+
+
+def register(name: str, policy: PolicyFactory, what: str) -> System:
+    """Adds a system that evicts by a policy written in Python, and prefetches nothing, to this process.
+
+    policy: called with (layers, experts_per_layer, top_k), returns the policy of a new cache; what it must
+    have says prophet_ext.Replay. Only replays take it. Raises InvalidArgument: a name that is taken.
+    """
+    if name in SYSTEMS:
+        raise InvalidArgument(f"there is a system {name!r} already: choose another name.")
+    plain = SYSTEMS["lru"]
+    source = "registered here"
+    SYSTEMS[name] = replace(plain, name=name, what=what, source=source, policy=policy, future=True)
+    return SYSTEMS[name]
 
 
 def system_named(name: str) -> System:

@@ -49,11 +49,21 @@ def test_record_a_trace() -> None:
 
 
 @pytest.mark.slow
+def test_write_a_policy() -> None:
+    said = run("05_write_a_policy")
+    rows = re.findall(r"^ 25% (\S+) +(\d+\.\d+) ms per token, +(\d+\.\d)%", said, re.MULTILINE)
+    assert [name for name, _, _ in rows][0] == "belady"
+    assert {name for name, _, _ in rows} == {"belady", "lru", "second-chance", "expected-next-use"}
+    misses = {name: float(share) for name, _, share in rows}
+    assert abs(misses["second-chance"] - misses["lru"]) < 10, "the clock is nearly LRU"
+
+
+@pytest.mark.slow
 def test_simulate(tmp_path: Path) -> None:
     said = run("06_simulate", str(tmp_path / "report.html"))
     assert "left out: prophet needs a predictor" in said
     rows = re.findall(r"^ 25% (\S+) +(\d+\.\d+) ms", said, re.MULTILINE)
-    assert rows[0][0] == "belady"
+    assert rows[0][0] == "clairvoyant"
     assert rows[-1][0] == "on-demand"
     assert "Plotly.newPlot" in (tmp_path / "report.html").read_text()
 

@@ -133,7 +133,8 @@ def simulate(
 
     names = parse_systems(systems)
     geometry, card = read_geometry(model, weights), read_machine(machine)
-    found, rivals = None, ()
+    found: Path | None = None
+    rivals: tuple[tuple[str, Path], ...] = ()
     if any(system_named(name).predictor for name in names):
         from prophet_moe.predict import shipped
 

@@ -22,6 +22,7 @@ from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import DECODE, TraceReader
 from prophet_moe.runreport import Bytes, Hits
 from prophet_moe.sim.machine import Machine
+from prophet_moe.systems import PolicyFactory
 
 if TYPE_CHECKING:
     from prophet_ext import Predictor
@@ -93,7 +94,7 @@ def replay(
     *,
     slots: int,
     expert_bytes: int,
-    policy: str = "lru",
+    policy: str | PolicyFactory = "lru",
     pool: str = "global",
     keep: bool = True,
     cold: bool = False,
@@ -109,8 +110,8 @@ def replay(
     """Replays all sequences of the trace, or the named ones in that order.
 
     slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after
-    its use; policy: one of prophet_ext.eviction_policies(), or "belady", which knows the future of the
-    trace. emulate: a predictor of so much recall, so many layers ahead (0: to the end of the token), in place
+    its use; policy: one of prophet_ext.eviction_policies(), one in Python (prophet_ext.Replay), or "belady",
+    which knows the future of the trace. emulate: a predictor of so much recall, so many layers ahead (0: to the end of the token), in place
     of a real one. clairvoyant: times are those of the bound of csrc/sim/clairvoyant.h. progress is told how
     many tokens have been served since the last time; watch, at the end of each sequence, its number and what
     prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots, policy, pool or a machine that
@@ -160,7 +161,7 @@ def replay(
             progress(piece.last - piece.first)
         if watch is not None and piece.closes:
             watch(piece.sequence, core.result())
-    return _report(core.result(), machine, policy, pool, slots, cold)
+    return _report(core.result(), machine, str(policy), pool, slots, cold)
 
 
 def _pieces(trace: TraceReader, order: Sequence[int], backward: bool = False) -> Iterator[_Piece]:

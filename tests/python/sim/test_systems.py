@@ -1,0 +1,200 @@
+"""The table of systems: whom it names, what each lacks, the bounds, and policies written in Python."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import prophet_ext
+from prophet_moe.errors import InvalidArgument
+from prophet_moe.formats.trace import TraceReader
+from prophet_moe.sim.cell import INSTANT, run_cell
+from prophet_moe.sim.geometry import Geometry, read_geometry
+from prophet_moe.sim.machine import Machine
+from prophet_moe.sim.machine_card import read_machine
+from prophet_moe.sim.replay import replay
+from prophet_moe.sim.results import to_json
+from prophet_moe.sim.sweep import Sweep, cells_of
+from prophet_moe.sim.systems import bounds, left_out, parse_systems, systems_known
+from prophet_moe.systems import SYSTEMS, make_predictor, register, require_runnable, runnable, system_named
+
+MakeTrace = Callable[..., TraceReader]
+MODEL = Geometry("generated", "a test", 5, 24, 3, "bf16", 600_000, 300_000, 50_000, 90_000, 10_000, 512)
+CARD = read_machine("rtx4090-pcie4")
+EXACT = Machine(name="test", bytes_per_second=1e9, chunk_bytes=100_000, layer_ns=400_000, expert_ns=50_000)
+REPLAYED = tuple(name for name in systems_known() if left_out(name) is None)
+
+
+class Lru:
+    """What the runtime's lru does, for the least surprising comparison."""
+
+    def __init__(self, layers: int, experts_per_layer: int, top_k: int) -> None:
+        self.clock, self.last = 0, dict[tuple[int, int], int]()
+
+    def used(self, layer: int, expert: int) -> None:
+        self.clock += 1
+        self.last[layer, expert] = self.clock
+
+    arrived = used
+
+    def victim(self, candidates: Sequence[tuple[int, int]], incoming: tuple[int, int]) -> tuple[int, int]:
+        return min(candidates, key=lambda key: self.last[key])
+
+
+@pytest.fixture
+def own() -> Iterator[str]:
+    """A system of this test's, registered while it runs."""
+    register("own", Lru, "keeps what was used last")
+    yield "own"
+    del SYSTEMS["own"]
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    for ask in (system_named, require_runnable, lambda name: parse_systems(f"lru,{name}")):
+        with pytest.raises(InvalidArgument) as caught:
+            ask("magic")
+        assert "'magic'" in str(caught.value)
+        assert all(name in str(caught.value) for name in systems_known())
+
+
+def test_a_run_is_no_system_that_knows_the_future() -> None:
+    for name in ("belady", "oracle", "clairvoyant", "od-moe", "resident"):
+        assert name not in runnable()
+        with pytest.raises(InvalidArgument, match="prophet simulate"):
+            require_runnable(name)
+    assert bounds(systems_known()) == ["belady", "oracle", "clairvoyant", "resident"]
+
+
+@pytest.mark.parametrize("name", ["expertflow", "pre-attention"])
+def test_a_system_that_cannot_be_given_what_it_needs_says_so(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{name} needs"):
+        require_runnable(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("promoe", "hidden states"),
+        ("prescope", "hidden states"),
+        ("floe", "hidden states"),
+        ("fate", "routers' weights"),
+        ("expertflow-2025", "routers' weights"),
+        ("expertflow", "reads the text"),
+        ("pre-attention", "before each attention"),
+        ("duoserve", "--predictor"),
+        ("prophet", "--predictor"),
+    ],
+)
+def test_what_a_trace_lacks_leaves_a_system_out_by_name(name: str, why: str) -> None:
+    said = left_out(name)
+    assert said is not None
+    assert said.startswith(f"{name} needs")
+    assert why in said
+    assert left_out("duoserve", ["duoserve"]) is None
+
+
+def test_predictors_are_made_or_refused_by_name() -> None:
+    shape = {"layers": 5, "experts_per_layer": 24, "top_k": 3, "share": 0.25}
+    for name, system in SYSTEMS.items():
+        if system.trained or system.router:
+            with pytest.raises(InvalidArgument, match=name):
+                make_predictor(system, **shape)  # type: ignore[arg-type]
+        else:
+            made = make_predictor(system, **shape)  # type: ignore[arg-type]
+            assert (made is None) == (not system.predictor or system.emulated)
+
+
+def lines_of(trace: TraceReader, slots: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    cells, _ = cells_of(Sweep(trace.path, MODEL, CARD, (slots,), REPLAYED, **changes))
+    return {cell.system: run_cell(cell) for cell in cells}
+
+
+@pytest.mark.parametrize("prompts", [0, 6])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_no_system_is_faster_than_the_clairvoyant(write_trace: MakeTrace, scale: float, prompts: int) -> None:
+    trace = write_trace([50, 40, 30], prompts=prompts, seed=3)
+    for slots in ("18", "50%"):
+        lines = lines_of(trace, slots, link_scales=(scale,))
+        least = lines["clairvoyant"]["tpot_ms"]["mean"]
+        for name, line in lines.items():
+            if name != "resident":
+                assert least <= line["tpot_ms"]["mean"] * (1 + 1e-12), (name, slots)
+        assert lines["resident"]["tpot_ms"]["mean"] <= least * (1 + 1e-4)
+        moved = {
+            name: sum(v for k, v in line["bytes"].items() if k != "per_token") for name, line in lines.items()
+        }
+        assert all(moved["belady"] <= moved[name] for name in lines if name != "resident")
+
+
+def test_the_supplied_trace_keeps_the_bounds(supplied: TraceReader) -> None:
+    sequences = tuple(range(4))
+    model = read_geometry("gpt-oss-20b")
+    names = ("lru", "expected-next-use", "finemoe", "moe-infinity", "od-moe", "oracle", "clairvoyant")
+    cells, _ = cells_of(Sweep(supplied.path, model, CARD, ("25%", "50%"), names))
+    for slots in (192, 384):
+        mine = [replace(cell, sequences=sequences) for cell in cells if cell.slots == slots]
+        times = {cell.system: run_cell(cell)["tpot_ms"]["mean"] for cell in mine}
+        assert min(times, key=lambda name: times[name]) == "clairvoyant"
+
+
+def test_the_same_cell_gives_the_same_line_to_the_byte(write_trace: MakeTrace) -> None:
+    cells, _ = cells_of(Sweep(write_trace([30, 20]).path, MODEL, CARD, ("25%",), REPLAYED))
+    for cell in cells:
+        assert to_json(run_cell(cell) | {"wall_s": 0}) == to_json(run_cell(cell) | {"wall_s": 0})
+
+
+def test_with_an_instant_link_nothing_stalls(write_trace: MakeTrace) -> None:
+    trace, machine = write_trace([60]), replace(EXACT, bytes_per_second=INSTANT)
+    for policy in prophet_ext.eviction_policies():
+        report = replay(trace, machine, slots=30, expert_bytes=600_000, policy=policy)
+        assert report.stalled_ms * 1e6 <= 6 * report.hits.miss, "a chunk takes a nanosecond at least"
+
+
+def test_a_policy_in_python_does_what_it_says(write_trace: MakeTrace, own: str) -> None:
+    trace = write_trace([40, 30], prompts=4)
+    cells, _ = cells_of(Sweep(trace.path, MODEL, CARD, ("25%", "60"), ("lru", own)))
+    lines = {(line["system"], line["slots"]): line for line in map(run_cell, cells)}
+    for slots in ("25%", "60"):
+        for key in ("hits", "bytes", "tpot_ms", "layer_misses"):
+            assert lines[own, slots][key] == lines["lru", slots][key]
+    with pytest.raises(InvalidArgument, match="already"):
+        register(own, Lru, "again")
+    with pytest.raises(InvalidArgument, match="prophet simulate"):
+        require_runnable(own)
+
+
+def test_a_policy_in_python_is_held_to_its_word(write_trace: MakeTrace) -> None:
+    class Stubborn(Lru):
+        def victim(self, candidates: Sequence[tuple[int, int]], incoming: tuple[int, int]) -> tuple[int, int]:
+            return (99, 0)
+
+    class Broken(Lru):
+        def victim(self, candidates: Sequence[tuple[int, int]], incoming: tuple[int, int]) -> tuple[int, int]:
+            raise RuntimeError("no idea")
+
+    trace = write_trace([20])
+    with pytest.raises(InvalidArgument, match="none of its candidates"):
+        replay(trace, EXACT, slots=15, expert_bytes=600_000, policy=Stubborn)
+    with pytest.raises(RuntimeError, match="no idea"):
+        replay(trace, EXACT, slots=15, expert_bytes=600_000, policy=Broken)
+    with pytest.raises(InvalidArgument, match="victim"):
+        replay(trace, EXACT, slots=15, expert_bytes=600_000, policy=lambda *_: object())
+
+
+def test_a_narrowed_predictor_names_the_likeliest() -> None:
+    wide = prophet_ext.make_predictor("popularity", layers=3, experts_per_layer=8, top_k=2)
+    narrow = wide.narrowed(2)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        for layer in range(3):
+            chosen = random.choice(8, (1, 2), replace=False, p=np.arange(1, 9) / 36).astype(np.int32)
+            for one in (wide, narrow):
+                one.observe(layer, chosen)
+            if layer == 2:
+                continue
+            all_of_them, few = wide.forecast(layer), narrow.forecast(layer)
+            assert ((few > 0).sum(1) == 2).all()
+            for row, named in zip(all_of_them, few, strict=True):
+                assert sorted(named[named > 0]) == sorted(row)[-2:]
