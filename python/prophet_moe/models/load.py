@@ -115,7 +115,7 @@ def load(
         pieces=blueprint.index.table,
         top_k=info.top_k,
         slots=plan.slots,
-        policy=recipe.policy,
+        policy=str(recipe.policy),
         pool=pool,
         keep=recipe.keep,
         prefetch=_from_disk(recipe),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,14 @@ def test_a_policy_in_python_is_held_to_its_word(write_trace: MakeTrace) -> None:
         replay(trace, EXACT, slots=15, expert_bytes=600_000, policy=Broken)
     with pytest.raises(InvalidArgument, match="victim"):
         replay(trace, EXACT, slots=15, expert_bytes=600_000, policy=lambda *_: object())
+
+
+def test_the_document_lists_every_system_and_what_is_modelled() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "systems.md").read_text()
+    for name, system in SYSTEMS.items():
+        assert f"| `{name}` | {system.what} | {system.source} |" in page
+        if "arXiv" in system.source:
+            assert f"| `{name}` | {system.modelled} | {system.not_modelled or '—'} |" in page
 
 
 def test_a_narrowed_predictor_names_the_likeliest() -> None:
