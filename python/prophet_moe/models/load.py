@@ -171,6 +171,12 @@ def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: 
                 f"{info.experts_per_layer} experts: name the file of one as predictor, "
                 "or choose another system."
             )
+    routers = None
+    if system.router:
+        from prophet_moe.predict.next_gate import router_weights
+
+        weights = router_weights(info.directory, info.layers, info.experts_per_layer, info.hidden)
+        routers = {"router": weights}
     return make_predictor(
         system,
         layers=info.layers,
@@ -178,6 +184,7 @@ def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: 
         top_k=info.top_k,
         share=slots / info.experts_total,
         file=file,
+        routers=routers,
     )
 
 

@@ -20,6 +20,7 @@ from prophet_moe.sim.results import BACKEND, VERSION, Line
 from prophet_moe.systems import make_predictor, system_named
 
 Option = float | int | str
+LOSSY = "lossy"  # an option: 1 counts the bytes of a system's lossy part
 INSTANT = 1e18  # bytes per second of a link that delivers at once
 
 
@@ -86,13 +87,15 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         share=cell.slots / geometry.experts_total,
         file=None if cell.predictor is None else Path(cell.predictor),
     )
-    prefetch = None if system.prefetch is None else dict(system.prefetch) | dict(cell.options)
+    options = dict(cell.options)
+    moved = system.lossy_bytes if options.pop(LOSSY, 0) else 1.0  # of each expert's bytes
+    prefetch = None if system.prefetch is None else dict(system.prefetch) | options
     domains = _Domains(trace.labels)
     report = replays.replay(
         trace,
         machine,
         slots=cell.slots,
-        expert_bytes=geometry.expert_bytes,
+        expert_bytes=round(geometry.expert_bytes * moved),
         policy=system.policy,
         pool=cell.pool,
         keep=system.keep,

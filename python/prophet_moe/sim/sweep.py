@@ -15,12 +15,12 @@ from prophet_moe.budget import parse_slots
 from prophet_moe.errors import InvalidArgument, ProphetError
 from prophet_moe.formats.trace import TraceReader, split_sequences
 from prophet_moe.record.divide import share
-from prophet_moe.sim.cell import Cell, Option, fingerprint, run_cell
+from prophet_moe.sim.cell import LOSSY, Cell, Option, fingerprint, run_cell
 from prophet_moe.sim.geometry import Geometry, require_same
 from prophet_moe.sim.machine_card import MachineCard
 from prophet_moe.sim.results import Line
 from prophet_moe.sim.systems import left_out
-from prophet_moe.systems import PROPHET, system_named
+from prophet_moe.systems import PROPHET, System, system_named
 
 EVERYTHING = "100%"
 _TOLD_EVERY = 0.2  # seconds
@@ -69,7 +69,7 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         system = system_named(name)
         sizes = (EVERYTHING,) if system.bound == "resident" else sweep.slots
         file = files.get(name)
-        for asked, options in itertools.product(sizes, _options(sweep, bool(system.predictor))):
+        for asked, options in itertools.product(sizes, _options(sweep, system)):
             cell = Cell(
                 trace=str(sweep.trace),
                 fingerprint=of_trace,
@@ -106,12 +106,13 @@ def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path
     return len(seen(trace, range(trace.sequences) if sequences is None else sequences, training))
 
 
-def _options(sweep: Sweep, predictor: bool) -> list[tuple[tuple[str, Option], ...]]:
-    """Every combination of the options that are swept; one empty one for a system that has none."""
-    if not predictor or not sweep.options:
+def _options(sweep: Sweep, system: System) -> list[tuple[tuple[str, Option], ...]]:
+    """Every combination of the options that are swept and that the system has; one empty one without any."""
+    swept = [(name, values) for name, values in sweep.options if name != LOSSY or system.lossy]
+    if not system.predictor or not swept:
         return [()]
-    names = [name for name, _ in sweep.options]
-    choices = itertools.product(*(values for _, values in sweep.options))
+    names = [name for name, _ in swept]
+    choices = itertools.product(*(values for _, values in swept))
     return [tuple(zip(names, values, strict=True)) for values in choices]
 
 

@@ -153,6 +153,22 @@ def test_with_an_instant_link_nothing_stalls(write_trace: MakeTrace) -> None:
         assert report.stalled_ms * 1e6 <= 6 * report.hits.miss, "a chunk takes a nanosecond at least"
 
 
+def test_a_lossy_part_is_off_unless_asked_and_saves_bytes(
+    write_trace: MakeTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halved = replace(SYSTEMS["moe-infinity"], name="halved", lossy="half of each expert", lossy_bytes=0.5)
+    monkeypatch.setitem(SYSTEMS, "halved", halved)
+    swept = (("lossy", (0, 1)),)
+    names = ("lru", "moe-infinity", "halved")
+    cells, _ = cells_of(Sweep(write_trace([40]).path, MODEL, CARD, ("25%",), names, options=swept))
+    assert [(cell.system, dict(cell.options)) for cell in cells] == [
+        ("lru", {}), ("moe-infinity", {}), ("halved", {"lossy": 0}), ("halved", {"lossy": 1}),
+    ]  # fmt: skip
+    _, plain, off, on = map(run_cell, cells)
+    assert off["bytes"] == plain["bytes"]
+    assert on["bytes"]["demand"] < 0.6 * off["bytes"]["demand"]
+
+
 def test_a_policy_in_python_does_what_it_says(write_trace: MakeTrace, own: str) -> None:
     trace = write_trace([40, 30], prompts=4)
     cells, _ = cells_of(Sweep(trace.path, MODEL, CARD, ("25%", "60"), ("lru", own)))
