@@ -174,8 +174,17 @@ void Engine::collect() {
 }
 
 void Engine::demand(Lock& lock, ExpertKey key) {
-  while (!mover_.demand(key)) {
-    // Every slot is leased or loading. What loads without a waiter will free its slot.
+  // Time passes while it waits: another lease, or a wish, may have brought the expert.
+  const auto here = [&] {
+    const Residency state = cache_.state(key);
+    return state == Residency::resident || state == Residency::leased;
+  };
+  while (!here() && !mover_.demand(key)) {
+    // Every slot is leased or loading. A prefetch gives up its slot at once where no chunk of it is
+    // in flight; what else loads without a waiter will free its slot.
+    mover_.make_way(options_.pool == PoolScope::global ? std::nullopt : std::optional(key.layer));
+    collect();
+    if (here() || mover_.demand(key)) return;
     std::vector<ExpertKey> moving;
     std::vector<Ticket> tickets;
     mover_.moving(moving);

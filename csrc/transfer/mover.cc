@@ -115,6 +115,16 @@ bool Mover::demand(ExpertKey key) {
   return true;
 }
 
+void Mover::make_way(std::optional<std::int32_t> layer) {
+  Transfer* youngest = nullptr;
+  for (Transfer& transfer : moving_) {
+    if (transfer.lane != Lane::prefetch || (layer && transfer.key.layer != *layer)) continue;
+    if (transfer.cancelled || all_started(transfer)) return;  // it ends by itself
+    youngest = &transfer;
+  }
+  if (youngest != nullptr) youngest->cancelled = true;
+}
+
 void Mover::want(std::span<const Prefetch> wanted) {
   std::vector<ExpertKey> prefetching;
   for (const Transfer& transfer : moving_) {

@@ -51,6 +51,10 @@ class Mover {
   // had now: wait until another transfer has ended and try again.
   bool demand(ExpertKey key);
 
+  // No slot could be had: one of those that prefetches are filling (of `layer`, when given) becomes
+  // free, at the latest when the chunks in flight have landed and been collected.
+  void make_way(std::optional<std::int32_t> layer);
+
   // The whole set of wished prefetches from now on.
   void want(std::span<const Prefetch> wanted);
 

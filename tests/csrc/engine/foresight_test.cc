@@ -127,5 +127,91 @@ TEST(Foresight, ForwardTellsIdsAndTheRoutersInputOfTheLastToken) {
   EXPECT_EQ(world.engine->counters().foresight_steps, 1u);
 }
 
+// Knows that seven experts take turns, beside one that is always used. Its gaps are the worst there
+// can be until it improves; it always has a forecast.
+class Fickle final : public Predictor {
+ public:
+  explicit Fickle(const bool& good) : good_(good) {}
+  std::string name() const override { return "fickle"; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override { last_ = glimpse.experts[0]; }
+  bool next_use(std::int32_t, std::span<float> gaps) override {
+    for (std::int32_t e = 0; e < 7; ++e) {
+      const auto gap = float((e - last_ + 6) % 7 + 1);
+      gaps[e] = good_ ? gap : 8 - gap;
+    }
+    gaps[7] = good_ ? 1 : 8;
+    return true;
+  }
+  void forecast(std::int32_t layer, std::vector<Forecast>& out) override {
+    out.push_back({{(layer + 1) % 3, 1}, .9f, 1});
+  }
+
+ private:
+  const bool& good_;
+  std::int32_t last_ = 0;
+};
+
+TEST(Foresight, WhileDistrustedItTellsNoGapsAndHandsOutNoForecasts) {
+  for (bool threaded : {false, true}) {
+    bool good = false;
+    Foresight foresight(std::make_unique<Fickle>(good), kGeometry, threaded, true,
+                        std::make_unique<Shadow>(kGeometry, 9, PoolScope::global));
+    Told policy;
+    std::vector<Foresight::Word> words;
+    std::uint64_t distrusted = 0, lost = 0, found = 0;
+    for (std::int32_t step = 0; step < 6000; ++step) {
+      good = step >= 1500;  // the worker is idle: everything posted has been settled
+      const std::int32_t experts[] = {step / 3 % 7, 7};
+      policy.heard.clear();
+      foresight.post({step % 3, 1, 2, experts, nullptr, nullptr}, step);
+      foresight.settle(policy);
+      const bool doubted = foresight.distrusted() > distrusted;
+      distrusted = foresight.distrusted();
+      ASSERT_EQ(policy.heard.size(), doubted ? 0u : 1u) << "step " << step;
+      ASSERT_EQ(foresight.take(words), !doubted);
+      ASSERT_EQ(words.size(), doubted ? 0u : 1u);
+      if (!doubted) {
+        EXPECT_EQ(words[0].tick, step);
+        EXPECT_EQ(words[0].forecasts.size(), 1u);
+      }
+      if (step < 1500) lost += doubted;
+      if (step >= 5000) found += !doubted;
+    }
+    EXPECT_GT(lost, 1000u);
+    EXPECT_EQ(found, 1000u);
+  }
+}
+
+TEST(Foresight, NobodyAsksForForecastsThatNobodyWants) {
+  bool good = true;
+  Foresight foresight(std::make_unique<Fickle>(good), kGeometry, false);
+  const std::int32_t experts[] = {1, 2};
+  foresight.post({0, 1, 2, experts, nullptr, nullptr}, 1);
+  std::vector<Foresight::Word> words(3);
+  EXPECT_FALSE(foresight.take(words));
+  EXPECT_TRUE(words.empty());
+}
+
+TEST(Foresight, WordsAreHandedOutOnceAndInOrder) {
+  bool good = true;
+  Foresight foresight(std::make_unique<Fickle>(good), kGeometry, true, true);
+  const std::int32_t experts[] = {1, 2};
+  std::vector<Foresight::Word> words;
+  std::int64_t next = 0;
+  Told policy;
+  for (std::int32_t step = 0; step < 300; ++step) {
+    foresight.post({step % 3, 1, 2, experts, nullptr, nullptr}, step);
+    if (step % 7 == 6) foresight.settle(policy);
+    foresight.take(words);  // whatever there is by now
+    for (const Foresight::Word& word : words) EXPECT_EQ(word.tick, next++);
+  }
+  foresight.settle(policy);
+  foresight.take(words);
+  for (const Foresight::Word& word : words) EXPECT_EQ(word.tick, next++);
+  EXPECT_EQ(next, 300);
+  EXPECT_FALSE(foresight.take(words));
+}
+
 }  // namespace
 }  // namespace prophet
