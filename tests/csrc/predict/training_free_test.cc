@@ -326,5 +326,56 @@ TEST(TrainingFree, RefusesNamesGeometriesAndInputsThatCannotBe) {
   EXPECT_THROW(make_predictor("next-gate", good, inputs), InvalidArgument);
 }
 
+// Tokens take one of three fixed ways through the layers; one look at the first layers tells which.
+Set on_way(std::int32_t way, std::int32_t layer) {
+  const std::int32_t first = (4 * way + 5 * layer) % 24;
+  return {first, (first + 1) % 24};
+}
+
+TEST(ExpertMap, ForetellsTheWayThatAPastTokenTook) {
+  const Geometry geometry{6, 24, 2};
+  const auto predictor = make_predictor("expert-map", geometry);
+  for (std::int32_t token = 0; token < 30; ++token) {
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
+      observe(*predictor, layer, on_way(token % 3, layer));
+      const auto p = ahead(*predictor, layer, 3);
+      EXPECT_TRUE(ahead(*predictor, layer, 1).empty());
+      if (token < 3 || layer + 3 >= geometry.layers) continue;
+      EXPECT_EQ(most_likely(p, 2), on_way(token % 3, layer + 3)) << token << " " << layer;
+      EXPECT_EQ(p.size(), 2u);  // an exact match needs no more than top-k
+    }
+  }
+}
+
+TEST(ExpertMap, ReplacesWhatIsRedundantAndStillKnowsTheRest) {
+  const Geometry geometry{4, 24, 2};
+  const auto predictor = make_predictor("expert-map", geometry);
+  for (std::int32_t token = 0; token < 2200; ++token) {  // way 2 once, then a thousand others
+    const std::int32_t way = token == 5 ? 2 : token % 2;
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
+      observe(*predictor, layer, on_way(way, layer));
+    }
+  }
+  observe(*predictor, 0, on_way(2, 0));
+  EXPECT_EQ(most_likely(ahead(*predictor, 0, 3), 2), on_way(2, 3));
+}
+
+TEST(ActivationMatrix, ForetellsTheRequestThatIsMostAlike) {
+  const Geometry geometry{6, 24, 2};
+  const auto predictor = make_predictor("activation-matrix", geometry);
+  for (std::int32_t token = 0; token < 6 * 64; ++token) {  // requests of 64 tokens, one way each
+    const std::int32_t way = token / 64 % 3;
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
+      observe(*predictor, layer, on_way(way, layer));
+      if (token < 3 * 64) continue;  // each way is known by now
+      for (std::int32_t f = 1; layer + f < geometry.layers; ++f) {
+        const auto p = ahead(*predictor, layer, f);
+        EXPECT_EQ(most_likely(p, 2), on_way(way, layer + f));
+        for (const auto& [expert, one] : p) EXPECT_FLOAT_EQ(one, 1 - float(f) / 6);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace prophet
