@@ -134,6 +134,10 @@ def train(
     from prophet_moe.predict.train import Recipe
 
     if kind in rivals():
+        if start is not None or sweep or chosen or refit:
+            raise ValueError(
+                f"--start, --refit, --set and --sweep are for Prophet's own designs, not {kind}."
+            )
         _rival(trace, kind, out, steps, seed, HeldOut().changed({"test": test, "val": val, "seed": split_seed,
                "test_domains": names(hold_out), "only": names(only)}), threads, json, quiet)  # fmt: skip
         return
