@@ -215,6 +215,57 @@ TEST(Cache, APolicyMayRefuse) {
   EXPECT_EQ(cache.state({0, 0}), Residency::resident);
 }
 
+// Yields to the wishes of odd experts alone, and notes who was asked about whom.
+class Picky final : public EvictionPolicy {
+ public:
+  explicit Picky(std::vector<std::pair<ExpertKey, ExpertKey>>& asked) : asked_(asked) {}
+  std::string name() const override { return "picky"; }
+  void arrived(ExpertKey) override {}
+  void used(ExpertKey) override {}
+  void left(ExpertKey) override {}
+  std::optional<ExpertKey> victim(const CacheView& view, ExpertKey) const override {
+    for (std::int32_t at = 0; at < kGeometry.total(); ++at) {
+      if (view.evictable(kGeometry.key(at))) return kGeometry.key(at);
+    }
+    return std::nullopt;
+  }
+  bool yields(ExpertKey victim, const Prefetch& wish) const override {
+    asked_.emplace_back(victim, wish.key);
+    return wish.key.expert % 2 == 1;
+  }
+
+ private:
+  std::vector<std::pair<ExpertKey, ExpertKey>>& asked_;
+};
+
+TEST(Cache, AWishTakesAFreeSlotOrThatOfOneThatYields) {
+  std::vector<std::pair<ExpertKey, ExpertKey>> asked;
+  Cache cache(kGeometry, 3, PoolScope::global, std::make_unique<Picky>(asked));
+  const auto wish = [&](ExpertKey key) { return cache.admit_wish({key, .5f, 1}); };
+  ASSERT_TRUE(wish({2, 0}));  // free: nobody is asked
+  cache.loading({2, 0});
+  cache.landed({2, 0});
+  bring(cache, {0, 0});
+  bring(cache, {0, 1});
+  EXPECT_TRUE(asked.empty());
+  cache.lease({0, 0});
+  EXPECT_FALSE(wish({1, 2}));
+  EXPECT_EQ(cache.state({1, 2}), Residency::absent);  // refused: nothing has changed
+  EXPECT_EQ(cache.state({0, 1}), Residency::resident);
+  EXPECT_EQ(asked.back(), (std::pair{ExpertKey{0, 1}, ExpertKey{1, 2}}));
+  const auto placement = wish({1, 3});
+  ASSERT_TRUE(placement);
+  EXPECT_EQ(placement->evicted, (ExpertKey{0, 1}));
+  EXPECT_EQ(cache.state({1, 3}), Residency::queued);
+  EXPECT_EQ(asked.size(), 2u);
+  // A demand asks nobody.
+  EXPECT_EQ(cache.admit({1, 2})->evicted, (ExpertKey{2, 0}));
+  EXPECT_EQ(asked.size(), 2u);
+  EXPECT_FALSE(wish({1, 5}));  // leased, queued, queued
+  EXPECT_THROW(wish({1, 3}), StateError);
+  EXPECT_THROW(wish({9, 3}), InvalidArgument);
+}
+
 TEST(Cache, RefusesAVictimThatMayNotGo) {
   for (const ExpertKey wrong : {ExpertKey{0, 1}, {2, 2}, {9, 9}, {0, -1}}) {
     Cache cache(kGeometry, 2, PoolScope::global, std::make_unique<Fixed>(wrong));

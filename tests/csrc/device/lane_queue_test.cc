@@ -52,6 +52,42 @@ TEST(LaneQueue, AtMostDepthInFlightAndFewOfThemPrefetches) {
   }
 }
 
+// Reads in flight share the disk: speculation begins only on one that no demand uses.
+TEST(LaneQueue, APrefetchStartsOnlyWhenNoDemandIsInFlight) {
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
+    std::mt19937_64 random(seed);
+    LaneQueue queue(1 + int(random() % 6));
+    std::vector<FileRead> running;
+    const auto demands = [&] {
+      return std::ranges::count(running, Lane::demand, [](const FileRead& r) { return r.lane; });
+    };
+    int waiting_demands = 0, prefetches = 0;
+    for (int step = 0; step < 400; ++step) {
+      if (random() % 3 == 0) {
+        const Lane lane = random() % 3 == 0 ? Lane::demand : Lane::prefetch;
+        push(queue, lane);
+        waiting_demands += lane == Lane::demand;
+      } else if (random() % 2 == 0) {
+        const auto read = queue.next();
+        if (!read) continue;
+        if (read->lane == Lane::prefetch) {
+          ASSERT_EQ(demands(), 0) << "seed " << seed;
+          ASSERT_EQ(waiting_demands, 0) << "seed " << seed;
+          ++prefetches;
+        } else {
+          --waiting_demands;
+        }
+        running.push_back(*read);
+      } else if (!running.empty()) {
+        const std::size_t i = random() % running.size();
+        land(queue, running[i]);
+        running.erase(running.begin() + std::ptrdiff_t(i));
+      }
+    }
+    EXPECT_GT(prefetches, 0) << "seed " << seed;
+  }
+}
+
 // Any order of pushes, gates and endings: no copy starts before what its lane was told to wait for,
 // each lane starts in order, and all of them start in the end.
 TEST(LaneQueue, GatesHoldUnderAnyInterleaving) {

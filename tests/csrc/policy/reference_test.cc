@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "policy/traces.h"
@@ -98,6 +99,7 @@ class ExpectedNextUseReference {
     quick_[at] += 1 - 0.4L;
     slow_[at] += 1 - 0.96L;
   }
+  std::int32_t running() const { return running_; }
   long double distance(std::int32_t at) const {
     const long double rate = 0.2L * quick_[at] + 0.8L * slow_[at];
     long double gap = 0;
@@ -201,6 +203,80 @@ TEST(ExpectedNextUse, BelievesAPredictorForOneTurn) {
   EXPECT_EQ(policy->victim(all, {1, 0}), (ExpertKey{0, 0}));
   policy->tick(0);
   EXPECT_EQ(policy->victim(all, {1, 0}), (ExpertKey{0, 2}));
+}
+
+// A wish may take a slot only when it is needed sooner than the victim, by distances computed from
+// the definition: forecasts of random probabilities, arrivals ahead of a turn, random caches.
+TEST(ExpectedNextUse, AWishNeverTakesTheSlotOfAnExpertNeededSooner) {
+  int yielded = 0, refused = 0;
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Lcg random(seed);
+    ExpectedNextUseReference reference;
+    const auto policy = make_eviction_policy("expected-next-use", kGeometry);
+    FakeView view(kGeometry);
+    std::vector<std::optional<double>> chance(kGeometry.total());  // until its layer's turn is over
+    const auto distance = [&](std::int32_t at) {
+      const double usual = double(reference.distance(at));
+      if (!chance[at]) return usual;
+      const std::int32_t layer = kGeometry.key(at).layer;
+      const double nearest = layer - reference.running() + (layer > reference.running() ? 0 : 4);
+      const double gap = 1 + (usual - nearest) / kGeometry.layers;
+      return nearest + (1 - *chance[at]) * gap * kGeometry.layers;
+    };
+    for (const Step& step : make_trace(kGeometry, 60, true, seed)) {
+      policy->tick(step.layer);
+      reference.tick(step.layer);
+      for (std::int32_t e = 0; e < kGeometry.experts_per_layer; ++e) {
+        chance[kGeometry.index({step.layer, e})].reset();
+      }
+      for (std::int32_t expert : step.experts) {
+        const std::int32_t at = kGeometry.index({step.layer, expert});
+        if (!view.present[at]) policy->arrived({step.layer, expert});
+        view.present[at] = true;
+        policy->used({step.layer, expert});
+        reference.used(at);
+      }
+      for (int i = 0; i < 6; ++i) {
+        const std::int32_t at = std::int32_t(random.below(std::uint32_t(kGeometry.total())));
+        const ExpertKey key = kGeometry.key(at);
+        if (view.present[at]) continue;
+        const float p = float(random.below(101)) / 100;
+        policy->foreseen(key, p, 0);
+        chance[at] = double(p);
+        const auto victim = policy->victim(view, key);
+        ASSERT_TRUE(victim);
+        for (std::int32_t other : view.candidates()) {
+          ASSERT_LE(distance(other), distance(kGeometry.index(*victim)) + 1e-6);
+        }
+        const double gain = distance(kGeometry.index(*victim)) - distance(at);
+        if (std::abs(gain) < 1e-6) continue;  // the reference cannot tell
+        const bool yields = policy->yields(*victim, {key, p, 0});
+        ASSERT_EQ(yields, gain > 0) << "seed " << seed;
+        ++(yields ? yielded : refused);
+        if (!yields) continue;
+        view.present[kGeometry.index(*victim)] = false;
+        policy->left(*victim);
+        view.present[at] = true;
+        policy->arrived(key);
+      }
+    }
+  }
+  EXPECT_GT(yielded, 200);
+  EXPECT_GT(refused, 200);
+}
+
+// Whatever probability is claimed, a demand finds a victim: more than certain is certain.
+TEST(ExpectedNextUse, NoForecastMakesAnExpertUnevictable) {
+  for (float p : {2.0f, 1e30f, std::numeric_limits<float>::infinity(), std::nanf(""), -1.0f}) {
+    const auto policy = make_eviction_policy("expected-next-use", kGeometry);
+    FakeView view(kGeometry);
+    for (std::int32_t e = 0; e < 3; ++e) {
+      policy->arrived({1, e});
+      policy->foreseen({1, e}, p, 0);
+      view.present[kGeometry.index({1, e})] = true;
+    }
+    EXPECT_TRUE(policy->victim(view, {1, 9})) << p;
+  }
 }
 
 TEST(ExpectedNextUse, SeveralWavesOfOneTurnCountOnce) {
