@@ -262,8 +262,8 @@ class Replay:
         slots: int,
         expert_bytes: int,
         policy: str | Callable[[int, int, int], object] = "lru",
-        # Also "belady", which must be told the next uses. A callable (layers, experts_per_layer, top_k) makes a
-        # policy in Python: victim(candidates, incoming) names one of the candidates, all (layer, expert);
+        # Also "belady", which must be told the next uses. A callable (layers, experts_per_layer, top_k) makes
+        # a policy in Python: victim(candidates, incoming) names one of the candidates, all (layer, expert);
         # arrived, used, left (layer, expert) and tick (layer) are called where it has them.
         pool: str = "global",
         keep: bool = True,
@@ -322,7 +322,8 @@ class NextUse:
 class StackDistances:
     """Misses of LRU and of the clairvoyant at every number of slots in one pass (csrc/sim/stack_distance.h).
 
-    Counts are uint64, indexed by slots from 0. Raises InvalidArgument for a geometry or chunk that cannot be."""
+    Counts are uint64, indexed by slots from 0. Raises InvalidArgument for a geometry
+    or chunk that cannot be."""
 
     def __init__(self, *, layers: int, experts_per_layer: int, top_k: int) -> None: ...
     def decode(self, routes: NDArray[np.integer[Any]], next_use: NDArray[np.int64]) -> None:

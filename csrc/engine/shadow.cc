@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::int32_t kSampled = 6;    // layers, about
 constexpr double kFade = 0.999;         // per miss of either cache: half-life 690 misses
-constexpr double kDeviations = 1.5;       // "clearly": of the difference of two counts
+constexpr double kDeviations = 1.5;     // "clearly": of the difference of two counts
 constexpr double kLeastDifference = 4;  // misses
 constexpr const char* kRule = "expected-next-use";
 

@@ -52,7 +52,7 @@ def test_record_a_trace() -> None:
 def test_write_a_policy() -> None:
     said = run("05_write_a_policy")
     rows = re.findall(r"^ 25% (\S+) +(\d+\.\d+) ms per token, +(\d+\.\d)%", said, re.MULTILINE)
-    assert [name for name, _, _ in rows][0] == "belady"
+    assert rows[0][0] == "belady"
     assert {name for name, _, _ in rows} == {"belady", "lru", "second-chance", "expected-next-use"}
     misses = {name: float(share) for name, _, share in rows}
     assert abs(misses["second-chance"] - misses["lru"]) < 10, "the clock is nearly LRU"
