@@ -34,18 +34,21 @@ const Mover::Transfer* Mover::find(ExpertKey key) const {
 bool Mover::start(ExpertKey key, Lane lane, const std::optional<Cache::Placement>& placement) {
   if (!placement) return false;
   const Geometry& g = store_.geometry();
+  // A demand for an expert that only a wish had displaced would not have needed a slot: what leaves
+  // for it would have stayed.
+  const bool for_a_wish = lane == Lane::prefetch || displaced_[g.index(key)];
   if (displaced_[g.index(key)]) {
     displaced_[g.index(key)] = false;
     std::erase(displaced_in_order_, key);
   }
   if (placement->evicted) {
     evicted(*placement->evicted);
-    if (lane == Lane::prefetch) {
+    if (for_a_wish) {
       displaced_[g.index(*placement->evicted)] = true;
       displaced_in_order_.push_back(*placement->evicted);
     }
   }
-  if (lane == Lane::demand) forget_displaced();
+  if (!for_a_wish) forget_displaced();
   cache_.loading(key);
   Transfer transfer;
   transfer.key = key;

@@ -248,8 +248,14 @@ TEST(Mover, RandomWalkAgreesWithAModel) {
           const std::uint64_t so_far = mover.overtaken_bytes();
           if (state == Residency::absent) {
             if (!mover.demand(key)) break;
-            std::erase(list, key);
-            forget();
+            if (std::erase(list, key) > 0) {  // what left for it would have stayed
+              const auto after = residents();
+              for (ExpertKey other : before) {
+                if (!after.contains(other)) list.push_back(other);
+              }
+            } else {
+              forget();
+            }
           } else if (state == Residency::loading) {
             if (!mover.demand(key)) break;
             if (early.erase(key)) forget();
