@@ -104,7 +104,9 @@ SlotsList = Annotated[
 ]
 Phase = Annotated[
     str,
-    _flag("--phase", metavar="NAME", text="Tokens: auto (decoded where there are any), decode, prefill, all."),
+    _flag(
+        "--phase", metavar="NAME", text="Tokens: auto (decoded where there are any), decode, prefill, all."
+    ),
 ]
 Horizons = Annotated[str, _flag("--horizons", metavar="A,B", text="Layers ahead, in the same token.")]
 Lags = Annotated[str, _flag("--lags", metavar="A,B", text="Tokens ahead, in the same layer.")]

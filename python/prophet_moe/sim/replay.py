@@ -111,8 +111,9 @@ def replay(
 
     slots: experts that fit in fast memory; pool "global" or "per-layer"; keep False drops every expert after
     its use; policy: one of prophet_ext.eviction_policies(), one in Python (prophet_ext.Replay), or "belady",
-    which knows the future of the trace. emulate: a predictor of so much recall, so many layers ahead (0: to the end of the token), in place
-    of a real one. clairvoyant: times are those of the bound of csrc/sim/clairvoyant.h. progress is told how
+    which knows the future of the trace. emulate: a predictor of so much recall, so many layers ahead (0: to
+    the end of the token), in place of a real one. clairvoyant: times are those of the bound of
+    csrc/sim/clairvoyant.h. progress is told how
     many tokens have been served since the last time; watch, at the end of each sequence, its number and what
     prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots, policy, pool or a machine that
     cannot be, sequences that do not exist, ids out of range.
