@@ -74,9 +74,7 @@ for _group, _verb, _help, _short in (
     (STUDY, score.score, score.HELP, "How good is a predictor, and against what?"),
 ):
     app.command(help=_help, short_help=_short, rich_help_panel=_group)(_verb)
-app.add_typer(
-    trace.app, name="trace", short_help="Record what the routers choose.", rich_help_panel=STUDY
-)
+app.add_typer(trace.app, name="trace", short_help="Record what the routers choose.", rich_help_panel=STUDY)
 
 
 def main() -> None:
