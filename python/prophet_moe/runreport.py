@@ -13,9 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_MOVED = ("bytes_demand", "bytes_prefetch_used", "bytes_prefetch_late", "bytes_prefetch_wasted")
 COUNTERS = (
-    *_MOVED,
+    "bytes_moved",
+    "bytes_demand",
+    "bytes_prefetch_used",
+    "bytes_prefetch_late",
+    "bytes_prefetch_wasted",
+    "bytes_cancelled",
+    "bytes_prefetch_unused",
     "hits_resident",
     "hits_in_flight",
     "misses",
@@ -23,6 +28,9 @@ COUNTERS = (
     "busy_ns",
     "evictions",
     "evicted_before_use",
+    "foresight_steps",
+    "foresight_held_steps",
+    "prefetch_held_steps",
 )
 
 
@@ -56,13 +64,26 @@ class Stall:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes moved in the whole run by what became of them; per_token: moved per decode step."""
+    """Bytes moved in the whole run by what became of them; per_token: moved per decode step.
+
+    The first six sum to what moved, but for what is still on its way when the run ends. `unused` waits in
+    its slot; it is what the run adds to such bytes, so it can be below zero where a run uses what an
+    earlier one of the same engine left.
+    """
 
     demand: int
     prefetch_used: int
     prefetch_late: int
     prefetch_wasted: int
+    cancelled: int
+    unused: int
     per_token: float | None
+
+    @property
+    def moved(self) -> int:
+        """All of them."""
+        early = self.prefetch_used + self.prefetch_late + self.prefetch_wasted + self.unused
+        return self.demand + early + self.cancelled
 
 
 @dataclass(frozen=True)
@@ -75,13 +96,46 @@ class Hits:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Layer steps in which foresight was held back because it cost more than it saved."""
+
+    eviction: int  # its gaps did not choose the victims
+    prefetch: int  # nothing was brought early
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What the predictor did and cost. Times are of the processor, per decode step, beside the layers."""
+
+    predictor: str  # its kind
+    steps: int  # layer steps that it saw
+    ms_per_token: float | None
+    share_of_tpot: float | None
+    held: Held
+    failure: str | None  # why it was switched off
+
+    def told(self) -> str | None:
+        """For people: whether it was held back; None when it never was."""
+        shares = [
+            f"{what} in {count / self.steps:.0%} of {self.steps} layer steps"
+            for what, count in (("eviction", self.held.eviction), ("prefetching", self.held.prefetch))
+            if count and self.steps
+        ]
+        return (
+            f"foresight held back, because it cost more than it saved: {', '.join(shares)}"
+            if shares
+            else None
+        )
+
+
+@dataclass(frozen=True)
 class RunReport:
     """One run; field for field the JSON object that `--json` prints."""
 
     model: str
     backend: str
     system: str
-    exact: bool
+    exact: bool | None
     budget_bytes: int
     expert_slots: int
     experts_total: int
@@ -99,7 +153,8 @@ class RunReport:
     link_busy_fraction: float | None
     evictions: int
     evicted_before_use: int
-    peak_rss_bytes: int
+    foresight: Foresight | None
+    peak_rss_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and numbers, keys in the order of the schema."""
@@ -108,12 +163,6 @@ class RunReport:
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes moved in the whole run, whatever became of them."""
-        moved = self.bytes
-        return moved.demand + moved.prefetch_used + moved.prefetch_late + moved.prefetch_wasted
 
     @property
     def hit_rate(self) -> float | None:
@@ -134,10 +183,6 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 def _delta(later: Mark, earlier: Mark, key: str) -> int:
     return later.counters.get(key, 0) - earlier.counters.get(key, 0)
-
-
-def _moved(later: Mark, earlier: Mark) -> int:
-    return sum(_delta(later, earlier, key) for key in _MOVED)
 
 
 def _spread(steps: Sequence[float]) -> Spread:
@@ -161,13 +206,20 @@ def build_report(
     token_ids: Sequence[int],
     text: str | None,
     peak_rss_bytes: int,
+    predictor: str = "",
+    foresight_failure: str = "",
 ) -> RunReport:
-    """A report from the mark before the prefill and one mark for each token."""
+    """A report from the mark before the prefill and one mark for each token.
+
+    predictor: its kind, "" without one; foresight_failure: why it was switched off, "" while it works.
+    """
     last = marks[-1] if marks else begun
     pairs = list(itertools.pairwise(marks))
     total = {key: _delta(last, begun, key) for key in COUNTERS}
     stalls = [_delta(later, earlier, "stall_ns") / 1e6 for earlier, later in pairs]
     busy, wall = total["busy_ns"], last.at_ns - begun.at_ns
+    tpot = _spread([(later.at_ns - earlier.at_ns) / 1e6 for earlier, later in pairs])
+    thinking = _delta(marks[-1], marks[0], "foresight_ns") / 1e6 / len(pairs) if pairs else None
     return RunReport(
         model=model,
         backend=backend,
@@ -182,13 +234,15 @@ def build_report(
         token_ids=list(token_ids),
         text=text,
         ttft_ms=(marks[0].at_ns - begun.at_ns) / 1e6 if marks else None,
-        tpot_ms=_spread([(later.at_ns - earlier.at_ns) / 1e6 for earlier, later in pairs]),
+        tpot_ms=tpot,
         bytes=Bytes(
             demand=total["bytes_demand"],
             prefetch_used=total["bytes_prefetch_used"],
             prefetch_late=total["bytes_prefetch_late"],
             prefetch_wasted=total["bytes_prefetch_wasted"],
-            per_token=_moved(marks[-1], marks[0]) / len(pairs) if pairs else None,
+            cancelled=total["bytes_cancelled"],
+            unused=total["bytes_prefetch_unused"],
+            per_token=_delta(marks[-1], marks[0], "bytes_moved") / len(pairs) if pairs else None,
         ),
         hits=Hits(total["hits_resident"], total["hits_in_flight"], total["misses"]),
         stall_ms=Stall(total["stall_ns"] / 1e6, percentile(stalls, 0.5), percentile(stalls, 0.99)),
@@ -196,5 +250,15 @@ def build_report(
         link_busy_fraction=min(1.0, busy / wall) if wall > 0 else None,
         evictions=total["evictions"],
         evicted_before_use=total["evicted_before_use"],
+        foresight=Foresight(
+            predictor=predictor,
+            steps=total["foresight_steps"],
+            ms_per_token=thinking,
+            share_of_tpot=thinking / tpot.mean if thinking is not None and tpot.mean else None,
+            held=Held(total["foresight_held_steps"], total["prefetch_held_steps"]),
+            failure=foresight_failure or None,
+        )
+        if predictor
+        else None,
         peak_rss_bytes=peak_rss_bytes,
     )

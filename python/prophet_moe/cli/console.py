@@ -143,15 +143,16 @@ def end_of_run(report: RunReport, recording: Recording, dtype: str) -> list[str]
     wall_ns = last.at_ns - recording.begun.at_ns
     busy_ns = last.counters.get("busy_ns", 0) - recording.begun.counters.get("busy_ns", 0)
     prefill, decode = per_second(report)
-    rate = number(report.bytes_moved / busy_ns if busy_ns else None, ".2f", " GB/s")  # bytes per ns
+    rate = number(report.bytes.moved / busy_ns if busy_ns else None, ".2f", " GB/s")  # bytes per ns
     stalled = number(report.stall_ms.total * 1e6 / wall_ns if wall_ns else None, ".0%")
     per_token = report.bytes.per_token
     mebibytes = number(None if per_token is None else per_token / 2**20, ".2f", " MiB")
     mode = "resident" if report.expert_slots >= report.experts_total else "streaming"
     exact = ", exact" if report.exact else ""
     slots, experts = report.expert_slots, report.experts_total
-    peak, budget = format_size(report.peak_rss_bytes), format_size(report.budget_bytes)
+    peak, budget = format_size(report.peak_rss_bytes or 0), format_size(report.budget_bytes)
     first = number(report.ttft_ms, ".0f", " ms")
+    held = report.foresight.told() if report.foresight is not None else None
     return [
         f"mode     {mode}, {report.backend}, system {report.system}{exact}",
         f"model    {report.model}, {dtype}, {experts} experts of {format_size(report.expert_bytes)}",
@@ -162,6 +163,7 @@ def end_of_run(report: RunReport, recording: Recording, dtype: str) -> list[str]
         f"experts  hit rate {number(report.hit_rate, '.1%')}, {mebibytes} read per token",
         f"disk     {rate} while reading, reading {number(report.link_busy_fraction, '.0%')} of the time",
         f"stalled  {stalled} of the time, waiting for bytes",
+        *([] if held is None else [held]),
     ]
 
 

@@ -152,6 +152,8 @@ class Session:
             token_ids=recording.token_ids,
             text=self.text(recording.token_ids),
             peak_rss_bytes=machine.peak_rss(),
+            predictor=offload.engine.predictor,
+            foresight_failure=offload.engine.foresight_failure,
         )
 
     @property

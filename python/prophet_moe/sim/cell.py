@@ -12,11 +12,10 @@ from typing import Any
 
 import prophet_ext
 from prophet_moe.formats.trace import TraceReader
-from prophet_moe.runreport import RunReport, Spread, Stall
 from prophet_moe.sim import replay as replays
 from prophet_moe.sim.geometry import Geometry
 from prophet_moe.sim.machine import Machine
-from prophet_moe.sim.results import BACKEND, VERSION, Line
+from prophet_moe.sim.results import VERSION, Line
 from prophet_moe.systems import make_predictor, system_named
 
 Option = float | int | str
@@ -108,42 +107,15 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         progress=progress,
         watch=domains.watch,
     )
-    busy = report.link_busy_fraction * report.total_ms
-    decoded = report.tokens > 0
-    tail = report.tpot_ms
-    run = RunReport(
+    run = replays.run_report(
+        report,
         model=geometry.name,
-        backend=BACKEND,
         system=cell.system,
-        exact=True,
         budget_bytes=cell.fast_bytes,
-        expert_slots=cell.slots,
         experts_total=geometry.experts_total,
         expert_bytes=geometry.expert_bytes,
-        prompt_tokens=report.prefill_tokens,
-        new_tokens=report.tokens,
-        token_ids=[],
-        text=None,
-        ttft_ms=None,
-        tpot_ms=Spread(tail.mean, tail.p50, tail.p90, tail.p99, tail.p999)
-        if decoded
-        else Spread(None, None, None, None, None),
-        bytes=report.bytes,
-        hits=report.hits,
-        stall_ms=Stall(
-            report.stalled_ms,
-            report.stall_ms.p50 if decoded else None,
-            report.stall_ms.p99 if decoded else None,
-        ),
-        overlap_fraction=min(1.0, max(0.0, 1 - report.stalled_ms / busy)) if busy > 0 else None,
-        link_busy_fraction=report.link_busy_fraction,
-        evictions=report.evictions,
-        evicted_before_use=report.evicted_before_use,
-        peak_rss_bytes=0,
     )
     return run.to_dict() | {
-        "exact": None,
-        "peak_rss_bytes": None,
         "results_version": VERSION,
         "cell": cell.key,
         "trace": Path(cell.trace).name,

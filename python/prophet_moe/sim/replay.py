@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 import prophet_ext
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import DECODE, TraceReader
-from prophet_moe.runreport import Bytes, Hits
+from prophet_moe.runreport import Bytes, Foresight, Held, Hits, RunReport, Spread, Stall
 from prophet_moe.sim.machine import Machine
+from prophet_moe.sim.results import BACKEND
 from prophet_moe.systems import PolicyFactory
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class ReplayReport:
     layer_misses: list[int]  # [layers], what was not resident when the router asked
     evictions: int
     evicted_before_use: int
+    foresight: Foresight | None  # its cost is not measured: a replay's time is virtual
     link_busy_fraction: float
     stalled_ms: float  # waiting for bytes, the whole replay
     total_ms: float
@@ -162,7 +164,48 @@ def replay(
             progress(piece.last - piece.first)
         if watch is not None and piece.closes:
             watch(piece.sequence, core.result())
-    return _report(core.result(), machine, str(policy), pool, slots, cold)
+    kind = f"emulated, recall {emulate[0]:g}" if emulate else predictor.name if predictor else None
+    return _report(core.result(), machine, str(policy), pool, slots, cold, kind)
+
+
+def run_report(
+    report: ReplayReport,
+    *,
+    model: str,
+    system: str,
+    budget_bytes: int,
+    experts_total: int,
+    expert_bytes: int,
+) -> RunReport:
+    """A replay in the words of a run; what only a real run has is None."""
+    busy = report.link_busy_fraction * report.total_ms
+    tail = asdict(report.tpot_ms) if report.tokens else dict.fromkeys(asdict(report.tpot_ms))
+    stall = report.stall_ms if report.tokens else None
+    return RunReport(
+        model=model,
+        backend=BACKEND,
+        system=system,
+        exact=None,
+        budget_bytes=budget_bytes,
+        expert_slots=report.slots,
+        experts_total=experts_total,
+        expert_bytes=expert_bytes,
+        prompt_tokens=report.prefill_tokens,
+        new_tokens=report.tokens,
+        token_ids=[],
+        text=None,
+        ttft_ms=None,
+        tpot_ms=Spread(**tail),
+        bytes=report.bytes,
+        hits=report.hits,
+        stall_ms=Stall(report.stalled_ms, stall and stall.p50, stall and stall.p99),
+        overlap_fraction=min(1.0, max(0.0, 1 - report.stalled_ms / busy)) if busy > 0 else None,
+        link_busy_fraction=report.link_busy_fraction,
+        evictions=report.evictions,
+        evicted_before_use=report.evicted_before_use,
+        foresight=report.foresight,
+        peak_rss_bytes=None,
+    )
 
 
 def _pieces(trace: TraceReader, order: Sequence[int], backward: bool = False) -> Iterator[_Piece]:
@@ -213,13 +256,16 @@ class _Future:
 
 
 def _report(
-    result: dict[str, Any], machine: Machine, policy: str, pool: str, slots: int, cold: bool
+    result: dict[str, Any],
+    machine: Machine,
+    policy: str,
+    pool: str,
+    slots: int,
+    cold: bool,
+    predictor: str | None,
 ) -> ReplayReport:
     c = result["counters"]
     tokens = result["tokens"]
-    outcomes = {
-        name: c["bytes_" + name] for name in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
-    }
     hits = Hits(c["hits_resident"], c["hits_in_flight"], c["misses"])
     return ReplayReport(
         machine=machine.name,
@@ -234,13 +280,28 @@ def _report(
         stall_ms=_tail(result["stall_ns"]),
         prefill_ms=result["prefill_ns"] / 1e6,
         bytes=Bytes(
-            **outcomes,
+            demand=c["bytes_demand"],
+            prefetch_used=c["bytes_prefetch_used"],
+            prefetch_late=c["bytes_prefetch_late"],
+            prefetch_wasted=c["bytes_prefetch_wasted"],
+            cancelled=c["bytes_cancelled"],
+            unused=c["bytes_prefetch_unused"],
             per_token=(c["bytes_moved"] - result["prefill_bytes"]) / tokens if tokens else None,
         ),
         hits=hits,
         layer_misses=result["layers"][:, 1:].sum(axis=1).tolist(),
         evictions=c["evictions"],
         evicted_before_use=c["evicted_before_use"],
+        foresight=None
+        if predictor is None
+        else Foresight(
+            predictor=predictor,
+            steps=c["foresight_steps"],
+            ms_per_token=None,
+            share_of_tpot=None,
+            held=Held(c["foresight_held_steps"], c["prefetch_held_steps"]),
+            failure=None,
+        ),
         link_busy_fraction=c["busy_ns"] / c["now_ns"] if c["now_ns"] else 0.0,
         stalled_ms=c["stall_ns"] / 1e6,
         total_ms=c["now_ns"] / 1e6,

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from prophet_moe.cli.bench import HEADINGS, as_markdown, parse_systems, rows, schedule, spread
-from prophet_moe.cli.demo import same_tokens
 from prophet_moe.generate import end_tokens, fixed_tokens
 from prophet_moe.models.inspect import inspect
 from prophet_moe.models.stock import load_stock, load_tokenizer
@@ -214,23 +213,6 @@ def test_bench_helpers() -> None:
     assert spread([None]) == "-"
     assert rows([]) == []
     assert as_markdown([["x"] * len(HEADINGS)]).count("\n") == 2
-
-
-def test_same_tokens() -> None:
-    assert same_tokens([1, 2], [1, 2]) == "yes"
-    assert same_tokens([1, 3], [1, 2]) == "no, from token 2"
-    assert same_tokens([1], [1, 2]) == "no, from token 2"
-
-
-def test_demo_shows_equal_tokens_in_one_table(prophet: Any) -> None:
-    done = prophet("demo", "-n", "8")
-    assert done.exit_code == 0, done.output
-    assert done.stdout.count("yes") == 3
-    assert "384/384" in done.stdout
-    assert "96/384" in done.stdout
-    assert done.stderr.count("It was a dark and stormy night") == 3
-    told = prophet("demo", "-n", "2", "--json", "-q").stdout.splitlines()
-    assert [json.loads(line)["expert_slots"] for line in told] == [384, 192, 96]
 
 
 def test_pack_and_run_what_was_packed(prophet: Any, tmp_path: Path, expected: list[int]) -> None:
