@@ -80,7 +80,7 @@ def rows(reports: Sequence[RunReport]) -> list[list[str]]:
             number(mine[0].hit_rate, ".1%"),
             spread([None if r.bytes.per_token is None else r.bytes.per_token / 2**20 for r in mine], ".2f"),
             spread([stalled_share(r) for r in mine], ".2f"),
-            spread([r.peak_rss_bytes / 2**20 for r in mine], ".0f"),
+            spread([None if r.peak_rss_bytes is None else r.peak_rss_bytes / 2**20 for r in mine], ".0f"),
             number(ratio, ".2f", "x"),
         ])  # fmt: skip
     return table
@@ -90,6 +90,18 @@ def stalled_share(report: RunReport) -> float | None:
     """The part of a run that layers spent waiting for bytes."""
     wall = (report.ttft_ms or 0) + (report.tpot_ms.mean or 0) * max(0, report.new_tokens - 1)
     return report.stall_ms.total / wall if wall else None
+
+
+def notes(reports: Sequence[RunReport]) -> list[str]:
+    """A sentence for each system whose foresight was held back or failed, about its last run."""
+    last = {report.system: report.foresight for report in reports if report.foresight is not None}
+    found = []
+    for system, foresight in last.items():
+        if (held := foresight.told()) is not None:
+            found.append(f"{system}: {held}.")
+        if foresight.failure is not None:
+            found.append(f"{system}: the predictor was switched off ({foresight.failure}).")
+    return found
 
 
 def as_markdown(table: Sequence[Sequence[str]]) -> str:
@@ -191,7 +203,7 @@ def bench(
             machine.return_free_memory()
     table = rows(reports)
     if markdown:
-        print(as_markdown(table))
+        print("\n\n".join([as_markdown(table), *notes(reports)]))
     elif not json:
         from rich.table import Table
 
@@ -200,3 +212,5 @@ def bench(
         for heading, *figures in list(zip(HEADINGS, *table, strict=True))[1:]:
             shown.add_row(heading, *figures)
         data().print(shown)
+        for note in notes(reports):
+            data().print(note, markup=False, soft_wrap=True)

@@ -156,7 +156,7 @@ def bytes_per_token(line: Line) -> float | None:
 
 def moved(line: Line) -> int:
     """Bytes of the whole replay, whatever became of them."""
-    return sum(line["bytes"][key] for key in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted"))
+    return sum(value for key, value in line["bytes"].items() if key != "per_token")
 
 
 def prefetched(line: Line) -> int:

@@ -180,7 +180,7 @@ def run_report(
     """A replay in the words of a run; what only a real run has is None."""
     busy = report.link_busy_fraction * report.total_ms
     tail = asdict(report.tpot_ms) if report.tokens else dict.fromkeys(asdict(report.tpot_ms))
-    stall = report.stall_ms if report.tokens else None
+    stalls = (report.stall_ms.p50, report.stall_ms.p99) if report.tokens else (None, None)
     return RunReport(
         model=model,
         backend=BACKEND,
@@ -198,7 +198,7 @@ def run_report(
         tpot_ms=Spread(**tail),
         bytes=report.bytes,
         hits=report.hits,
-        stall_ms=Stall(report.stalled_ms, stall and stall.p50, stall and stall.p99),
+        stall_ms=Stall(report.stalled_ms, *stalls),
         overlap_fraction=min(1.0, max(0.0, 1 - report.stalled_ms / busy)) if busy > 0 else None,
         link_busy_fraction=report.link_busy_fraction,
         evictions=report.evictions,

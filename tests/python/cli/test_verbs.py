@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from prophet_moe.cli.bench import HEADINGS, as_markdown, parse_systems, rows, schedule, spread
+from prophet_moe.cli.bench import HEADINGS, as_markdown, notes, parse_systems, rows, schedule, spread
 from prophet_moe.generate import end_tokens, fixed_tokens
 from prophet_moe.models.inspect import inspect
 from prophet_moe.models.stock import load_stock, load_tokenizer
-from prophet_moe.runreport import RunReport
+from prophet_moe.runreport import Mark, RunReport, build_report
 
 PROMPT = "It was a dark and stormy night"
 KEYS = list(RunReport.__dataclass_fields__)
@@ -203,6 +203,30 @@ def test_bench_prints_a_table(prophet: Any) -> None:
     ).stdout
     assert all(any(heading in line for line in shown.splitlines()) for heading in HEADINGS)
     assert "expected" not in shown
+
+
+def test_bench_says_when_foresight_held_back_and_when_it_failed() -> None:
+    facts: dict[str, Any] = {
+        "model": "m", "backend": "cpu", "exact": False, "budget_bytes": 1, "expert_slots": 2,
+        "experts_total": 4, "expert_bytes": 10, "prompt_tokens": 3, "token_ids": [1], "text": None,
+        "peak_rss_bytes": 5,
+    }  # fmt: skip
+    seen = {"foresight_steps": 40, "prefetch_held_steps": 10}
+    plain = build_report(Mark(0, {}), [Mark(1, {})], system="lru", **facts)
+    calm = build_report(
+        Mark(0, {}), [Mark(1, {"foresight_steps": 40})], system="a", predictor="bank", **facts
+    )
+    held = build_report(Mark(0, {}), [Mark(1, seen)], system="b", predictor="bank", **facts)
+    failed = build_report(
+        Mark(0, {}), [Mark(1, {})], system="c", predictor="bank", foresight_failure="a NaN", **facts
+    )
+    told = notes([plain, calm, held, failed])
+    assert len(told) == 2
+    assert told[0].startswith("b: foresight held back")
+    assert "prefetching in 25% of 40 layer steps" in told[0]
+    assert "eviction" not in told[0]
+    assert told[1] == "c: the predictor was switched off (a NaN)."
+    assert notes([]) == []
 
 
 def test_bench_helpers() -> None:
