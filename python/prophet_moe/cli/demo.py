@@ -31,7 +31,7 @@ HEADINGS = (
     "in\nmemory",
     "system",
     "as\nstock",
-    "ms per\ntoken",
+    "median\nms per\ntoken",
     "stalled",
     "hits",
     "MiB per\ntoken",
@@ -64,7 +64,7 @@ class Row:
         """As HEADINGS. A bound's times are simulated, and say so."""
         report, bound = self.report, self.verdict is None
         per_token, peak = report.bytes.per_token, report.peak_rss_bytes
-        times = [number(report.tpot_ms.mean), number(self.stalled, ".0%")]
+        times = [number(report.tpot_ms.p50), number(self.stalled, ".0%")]
         return [
             self.share,
             f"{report.system} bound" if bound else report.system,
@@ -76,8 +76,8 @@ class Row:
         ]
 
 
-def machine_of(resident: RunReport, on_demand: RunReport, layers: int) -> Machine:
-    """This machine, by two runs: how long a token computes, and how fast what it waits for comes.
+def machine_of(runs: Sequence[RunReport], on_demand: RunReport, layers: int) -> Machine:
+    """This machine, by its runs: the least that a token computed, and how fast what it waited for came.
 
     Where they measured nothing, for want of decode steps, any machine: counts do not depend on it.
     """
@@ -85,7 +85,8 @@ def machine_of(resident: RunReport, on_demand: RunReport, layers: int) -> Machin
 
     moved, stall = on_demand.bytes.per_token, on_demand.stall_ms.p50
     rate = moved / stall * 1e3 if moved and stall else 1e9
-    compute = max(0.0, (resident.tpot_ms.p50 or 0.0) - (resident.stall_ms.p50 or 0.0))
+    computed = [run.tpot_ms.p50 - (run.stall_ms.p50 or 0.0) for run in runs if run.tpot_ms.p50]
+    compute = max(0.0, min(computed, default=0.0))
     return Machine("this machine", bytes_per_second=rate, layer_ns=round(compute * 1e6 / layers))
 
 
@@ -155,7 +156,7 @@ def demo(
     bound = replay_own(
         routes,
         system_named(BOUND),
-        machine_of(rows[0].report, on_demand, info.layers),
+        machine_of([row.report for row in rows], on_demand, info.layers),
         experts_per_layer=info.experts_per_layer,
         slots=last.expert_slots,
         # As the disk gives them, with the slack of aligned reads.

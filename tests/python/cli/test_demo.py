@@ -10,7 +10,7 @@ from prophet_moe.cli.demo import BOUND, HEADINGS, RUNS, Row, machine_of, same_to
 from prophet_moe.generate import decode
 from prophet_moe.models.load import load
 from prophet_moe.models.offload import offload_of
-from prophet_moe.runreport import Mark, RunReport, build_report
+from prophet_moe.runreport import Mark, RunReport, Spread, build_report
 from prophet_moe.sim.machine import Machine
 from prophet_moe.sim.own_run import replay_own, routes_of
 from prophet_moe.systems import system_named
@@ -138,8 +138,9 @@ def report_of(**changes: Any) -> RunReport:
     return dataclasses.replace(build_report(Mark(0, {}), marks, **facts), **changes)
 
 
-def test_the_machine_is_what_two_runs_measured() -> None:
-    found = machine_of(report_of(), report_of(), 3)
+def test_the_machine_is_what_the_runs_measured() -> None:
+    slower = report_of(tpot_ms=Spread(9.0, 9.0, 9.0, 9.0, 9.0))
+    found = machine_of([slower, report_of()], report_of(), 3)
     assert found.bytes_per_second == pytest.approx(2e6), "2000 bytes in a stall of 1 ms"
     assert found.layer_ns == 1_000_000, "3 ms of computing in 3 layers"
     nothing = build_report(
@@ -147,7 +148,7 @@ def test_the_machine_is_what_two_runs_measured() -> None:
         expert_slots=2, experts_total=4, expert_bytes=10, prompt_tokens=3, token_ids=[1], text=None,
         peak_rss_bytes=5,
     )  # fmt: skip
-    assert machine_of(nothing, nothing, 3).bytes_per_second > 0
+    assert machine_of([nothing], nothing, 3).bytes_per_second > 0
 
 
 def test_a_row_says_what_was_not_measured() -> None:
