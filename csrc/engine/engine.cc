@@ -179,22 +179,27 @@ void Engine::demand(Lock& lock, ExpertKey key) {
     const Residency state = cache_.state(key);
     return state == Residency::resident || state == Residency::leased;
   };
+  const auto waited = [&](ExpertKey other) {
+    return std::any_of(live_.begin(), live_.end(), [&](const Lease* lease) {
+      return std::any_of(lease->entries.begin(), lease->entries.end(), [&](const auto& entry) {
+        return entry.key == other && entry.key != key && entry.status == Lease::Status::waiting;
+      });
+    });
+  };
+  const auto in_the_way = [&](ExpertKey other) {
+    return (options_.pool == PoolScope::global || other.layer == key.layer) && !waited(other);
+  };
   while (!here() && !mover_.demand(key)) {
-    // Every slot is leased or loading. A prefetch gives up its slot at once where no chunk of it is
-    // in flight; what else loads without a waiter will free its slot.
-    mover_.make_way(options_.pool == PoolScope::global ? std::nullopt : std::optional(key.layer));
+    // Every slot is leased or loading. A prefetch that nobody waits for gives up its slot at once
+    // where no chunk of it is in flight; what else loads without a waiter will free its slot.
+    mover_.make_way(in_the_way);
     collect();
     if (here() || mover_.demand(key)) return;
     std::vector<ExpertKey> moving;
     std::vector<Ticket> tickets;
     mover_.moving(moving);
     for (ExpertKey other : moving) {
-      const bool waited = std::any_of(live_.begin(), live_.end(), [&](const Lease* lease) {
-        return std::any_of(lease->entries.begin(), lease->entries.end(), [&](const auto& entry) {
-          return entry.key == other && entry.key != key && entry.status == Lease::Status::waiting;
-        });
-      });
-      if (!waited) mover_.tickets(other, tickets);
+      if (!waited(other)) mover_.tickets(other, tickets);
     }
     if (tickets.empty()) {
       throw StateError("no slot for " + name(key) + ": other leases hold all " +

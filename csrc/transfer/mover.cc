@@ -118,10 +118,10 @@ bool Mover::demand(ExpertKey key) {
   return true;
 }
 
-void Mover::make_way(std::optional<std::int32_t> layer) {
+void Mover::make_way(const std::function<bool(ExpertKey)>& in_the_way) {
   Transfer* youngest = nullptr;
   for (Transfer& transfer : moving_) {
-    if (transfer.lane != Lane::prefetch || (layer && transfer.key.layer != *layer)) continue;
+    if (transfer.lane != Lane::prefetch || !in_the_way(transfer.key)) continue;
     if (transfer.cancelled || all_started(transfer)) return;  // it ends by itself
     youngest = &transfer;
   }

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -51,9 +52,9 @@ class Mover {
   // had now: wait until another transfer has ended and try again.
   bool demand(ExpertKey key);
 
-  // No slot could be had: one of those that prefetches are filling (of `layer`, when given) becomes
-  // free, at the latest when the chunks in flight have landed and been collected.
-  void make_way(std::optional<std::int32_t> layer);
+  // No slot could be had: one of those that prefetches `in_the_way` are filling becomes free, at
+  // the latest when the chunks in flight have landed and been collected.
+  void make_way(const std::function<bool(ExpertKey)>& in_the_way);
 
   // The whole set of wished prefetches from now on.
   void want(std::span<const Prefetch> wanted);

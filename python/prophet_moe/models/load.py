@@ -68,8 +68,8 @@ def load(
         takes what the machine or its cgroup can spare.
     slots: names the arena exactly, in experts, instead of a budget.
     exact: results equal transformers' eager experts bit for bit (slower decode).
-    system: one of prophet_moe.systems.runnable(), or auto (prophet when a predictor is named or one in the
-        package fits, else expected-next-use).
+    system: one of prophet_moe.systems.runnable(), or auto (prophet when a predictor is named, else
+        expected-next-use).
     dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
     threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
         Decode steps of a model with small dense matrices run on one thread of torch, which is faster.
@@ -85,8 +85,9 @@ def load(
     """
     from prophet_moe.budget import plan_memory
 
-    automatic = system == "auto"
-    recipe = require_runnable(system if not automatic else PROPHET if predictor is not None else AUTO_SYSTEM)
+    recipe = require_runnable(
+        system if system != "auto" else PROPHET if predictor is not None else AUTO_SYSTEM
+    )
     if predictor is not None and not recipe.trained:
         raise InvalidArgument(f"system {system} makes no use of a predictor: leave one of the two out.")
     if backend not in ("auto", "cpu"):
@@ -107,8 +108,6 @@ def load(
         raise InvalidArgument(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    if automatic and not plan.resident and _shipped(info) is not None:
-        recipe = require_runnable(PROPHET)
     foresight = _predictor(recipe, predictor, blueprint, plan.slots)
     engine = Engine(
         files=[str(path) for path in info.files],
