@@ -8,8 +8,8 @@
 namespace prophet {
 namespace {
 
-// Low enough to let compute go first; much lower, and what it has begun would starve on a busy machine
-// while the next layer waits for it.
+// Low enough to let compute go first; much lower, and what it has begun would starve on a busy
+// machine while the next layer waits for it.
 constexpr int kNiceness = 1;
 
 Nanos thread_time() {
