@@ -20,11 +20,19 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(page, text) for page, kind, text in found if kind == language]
 
 
-def shown_commands() -> list[list[str]]:
-    """Arguments of every `prophet ...` line that needs no model but the shipped one."""
-    lines = [line for _, text in blocks("sh") for line in text.splitlines()]
-    split = [shlex.split(line, comments=True) for line in lines if line.startswith("prophet ")]
-    return [words[1:] for words in split if not PLACEHOLDERS & set(words)]
+def shown_sessions() -> list[list[list[str]]]:
+    """Arguments of the `prophet ...` lines of each block that needs no model but the shipped one."""
+    sessions = []
+    for _, text in blocks("sh"):
+        lines = [line for line in text.splitlines() if line.startswith("prophet ")]
+        split = [shlex.split(line, comments=True)[1:] for line in lines]
+        if split and not PLACEHOLDERS & {word for words in split for word in words}:
+            sessions.append(split)
+    return sessions
+
+
+def name_of(session: list[list[str]]) -> str:
+    return shlex.join(session[0])
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -42,12 +50,16 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", shown_commands(), ids=shlex.join)
-def test_shown_command_runs(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", shown_sessions(), ids=name_of)
+def test_shown_commands_run(session: list[list[str]], tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "prophet"
     assert program.exists(), "the command prophet is not installed: pip install '.[test]'"
-    done = run([str(program), *words], tmp_path)
-    assert done.stdout or done.stderr
+    (tmp_path / "texts.jsonl").write_text(
+        '{"domain": "novel", "text": "Call me Ishmael."}\n'
+    )  # the reader's own
+    for words in session:
+        done = run([str(program), *words], tmp_path)
+        assert done.stdout or done.stderr
 
 
 @pytest.mark.slow
@@ -57,5 +69,5 @@ def test_shown_python_runs(page: str, text: str, tmp_path: Path) -> None:
 
 
 def test_the_pages_show_something() -> None:
-    assert len(shown_commands()) >= 5
+    assert sum(map(len, shown_sessions())) >= 5
     assert len(blocks("python")) == 2

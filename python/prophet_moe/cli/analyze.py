@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prophet_moe.analysis import Analysis, Step
     from prophet_moe.analysis.study import Progress
 
-HELP = """Example: prophet analyze routes.safetensors
+HELP = """Example: prophet analyze reference-moe.safetensors
 
 Popularity, mutual information between layers and between tokens, the misses of a cache of every size,
 drift, and what they mean in plain sentences. Figures are explained in docs/analysis.md."""
