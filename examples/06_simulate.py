@@ -8,7 +8,7 @@ import prophet_moe
 from prophet_moe.models.stock import load_tokenizer
 from prophet_moe.record import read_prompts, record, tokenise
 from prophet_moe.record.prompts import shipped
-from prophet_moe.report.page import render
+from prophet_moe.results_page.page import render
 from prophet_moe.sim.geometry import read_geometry
 from prophet_moe.sim.machine_card import read_machine
 from prophet_moe.sim.sweep import Sweep, cells_of, run_cells

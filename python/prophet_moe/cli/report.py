@@ -22,7 +22,7 @@ def report(
     quiet: flag.Quiet = False,
     verbose: flag.Verbose = False,
 ) -> None:
-    from prophet_moe.report.page import read_all, render
+    from prophet_moe.results_page.page import read_all, render
 
     page = render(read_all(results))
     out.write_text(page, encoding="utf-8")

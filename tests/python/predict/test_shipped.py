@@ -43,7 +43,7 @@ def test_a_shipped_predictor_runs(name):
 def test_both_models_have_one():
     assert names() == ["gpt-oss-20b", "reference-moe"]
     assert matching(12, 32, 4) == find("reference-moe")
-    assert find("reference-moe").stat().st_size <= 1e6
+    assert find("reference-moe").stat().st_size <= 3e6
     assert matching(24, 32, 4) == find("gpt-oss-20b")
     assert matching(3, 7, 2) is None
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.report.figures import Drawing, drawings
-from prophet_moe.report.page import read_all, render, tables
-from prophet_moe.report.review import review
-from prophet_moe.report.study import best, studies
+from prophet_moe.results_page.figures import Drawing, drawings
+from prophet_moe.results_page.page import read_all, render, tables
+from prophet_moe.results_page.review import review
+from prophet_moe.results_page.study import best, studies
 from prophet_moe.sim.results import Line, to_json
 
 KEYS = {"tpot", "tails", "bytes", "hits", "misses", "thresholds",

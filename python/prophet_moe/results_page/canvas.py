@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from prophet_moe.report.study import BOUNDS, RESIDENT, Study
+from prophet_moe.results_page.study import BOUNDS, RESIDENT, Study
 from prophet_moe.sim.results import Line
 
 COLOURS = qualitative.T10[:9] + qualitative.Dark2  # seen on light and on dark

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from prophet_moe.report.canvas import (
+from prophet_moe.results_page.canvas import (
     AMBER,
     BLUE,
     COLOURS,
@@ -21,7 +21,7 @@ from prophet_moe.report.canvas import (
     rows_by_slots,
     style,
 )
-from prophet_moe.report.study import (
+from prophet_moe.results_page.study import (
     ON_DEMAND,
     RESIDENT,
     Study,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prophet_moe.report.study import (
+from prophet_moe.results_page.study import (
     BOUNDS,
     CLAIRVOYANT,
     CLAIRVOYANT_EVICTION,

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.report.study import (
+from prophet_moe.results_page.study import (
     BOUNDS,
     CLAIRVOYANT_EVICTION,
     ON_DEMAND,
@@ -55,8 +55,8 @@ def render(lines: Sequence[Line], title: str = "Prophet: results") -> str:
         raise InvalidArgument("the page needs plotly: pip install 'prophet-moe[report]'.")
     from plotly.offline import get_plotlyjs
 
-    from prophet_moe.report.figures import drawings
-    from prophet_moe.report.review import review
+    from prophet_moe.results_page.figures import drawings
+    from prophet_moe.results_page.review import review
 
     parts = []
     for number, study in enumerate(studies(lines), 1):
