@@ -57,6 +57,8 @@ def test_shown_commands_run(session: list[list[str]], tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text(
         '{"domain": "novel", "text": "Call me Ishmael."}\n'
     )  # the reader's own
+    if "-o routes.safetensors" not in name_of(session) and "routes.safetensors" in session[0]:
+        run([str(program), "trace", "reference-moe", "-n", "32", "-o", "routes.safetensors"], tmp_path)
     for words in session:
         done = run([str(program), *words], tmp_path)
         assert done.stdout or done.stderr
