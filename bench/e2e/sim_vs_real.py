@@ -28,12 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import prophet_ext
 from prophet_moe.formats.packed import pack
-from prophet_moe.formats.trace import TraceReader, TraceWriter
 from prophet_moe.generate import decode, end_tokens, fixed_tokens
 from prophet_moe.models.inspect import inspect
 from prophet_moe.models.load import load
@@ -41,31 +37,12 @@ from prophet_moe.models.offload import offload_of
 from prophet_moe.runreport import RunReport, build_report
 from prophet_moe.sim.machine import Machine
 from prophet_moe.sim.measure import decode_times
-from prophet_moe.sim.replay import ReplayReport, replay
+from prophet_moe.sim.own_run import OwnRoutes, replay_own, routes_of
+from prophet_moe.sim.replay import ReplayReport
 from prophet_moe.sim.systems import system_named
 
 SYSTEMS = "on-demand,lru,lfu,lfru,expected-next-use"
-ASKED = ("hit", "in_flight", "miss")
 CHUNK = 1 << 20  # the runtime's own
-
-
-def routes_of(
-    timeline: dict[str, NDArray[np.int64]], kinds: Sequence[str], layers: int, top_k: int
-) -> NDArray[np.int64]:
-    """[tokens, layers, top_k]: the experts that a run of single tokens asked for, by its timeline.
-
-    Raises ValueError: events that do not make up whole tokens.
-    """
-    asked = np.isin(timeline["kind"], [kinds.index(name) for name in ASKED])
-    experts, layer = timeline["expert"][asked], timeline["layer"][asked]
-    tokens = len(experts) // (layers * top_k)
-    expected = np.tile(np.repeat(np.arange(layers), top_k), tokens)
-    if len(experts) != len(expected) or (layer != expected).any():
-        raise ValueError(
-            f"{len(experts)} requests are no whole tokens of {layers} layers, top-{top_k}: "
-            "the timeline may be full, so take fewer steps."
-        )
-    return experts.reshape(tokens, layers, top_k)
 
 
 @dataclass(frozen=True)
@@ -73,7 +50,7 @@ class Run:
     """One real run: its report, what its router chose, and the time of each decode step."""
 
     report: RunReport
-    routes: NDArray[np.int64]  # [tokens, layers, top_k]
+    routes: OwnRoutes
     steps_ms: list[float]
     stalls_ms: list[float]  # of each step: layers waiting for bytes
     experts_ms: list[float]  # of each step: expert arithmetic
@@ -88,7 +65,7 @@ def real_run(model: Path, system: str, slots: str, fed: list[int]) -> Run:
         recording = decode(
             loaded, fed[:1], max_new_tokens=len(fed) - 1, forced=fed[1:], counters=engine.counters
         ).whole()
-        routes = routes_of(engine.timeline(), engine.timeline_kinds(), info.layers, info.top_k)
+        routes = routes_of(engine.timeline(), engine.timeline_kinds(), info.layers, info.top_k, len(fed) - 2)
         report = build_report(
             recording.begun, recording.marks, model=info.name, backend="cpu", system=system, exact=False,
             budget_bytes=0, expert_slots=engine.slots, experts_total=info.experts_total,
@@ -138,24 +115,16 @@ def quiet(machines: Sequence[Machine]) -> Machine:
     return dataclasses.replace(machines[0], bytes_per_second=most, **least)
 
 
-def simulated(
-    folder: Path, routes: NDArray[np.int64], report: RunReport, machine: Machine, experts_per_layer: int
-) -> ReplayReport:
+def simulated(routes: OwnRoutes, report: RunReport, machine: Machine, experts_per_layer: int) -> ReplayReport:
     """The same routes replayed; the first token is the prefill, as in the run."""
-    path = folder / "routes.safetensors"
-    path.unlink(missing_ok=True)
-    tokens, layers, top_k = routes.shape
-    with TraceWriter(
-        path, model=report.model, layers=layers, experts_per_layer=experts_per_layer, top_k=top_k,
-        gate_probs=False, token_id=False,
-    ) as writer:  # fmt: skip
-        writer.append(routes, phase=(np.arange(tokens) > 0).astype(np.uint8))
-        writer.end_sequence()
-    system = system_named(report.system)
-    return replay(
-        TraceReader(path), machine, slots=report.expert_slots, expert_bytes=report.expert_bytes,
-        policy=system.policy, keep=system.keep,
-    )  # fmt: skip
+    return replay_own(
+        routes,
+        system_named(report.system),
+        machine,
+        experts_per_layer=experts_per_layer,
+        slots=report.expert_slots,
+        expert_bytes=report.expert_bytes,
+    )
 
 
 def least(rounds: Sequence[Sequence[float]]) -> float:
@@ -170,7 +139,7 @@ def compared(runs: Sequence[Run], simulation: ReplayReport, machine: Machine) ->
         "stall": least([run.stalls_ms for run in runs]),
         "experts": least([run.experts_ms for run in runs]),
     }
-    _, layers, top_k = runs[0].routes.shape
+    _, layers, top_k = runs[0].routes.first.shape
     replayed = {
         "step": simulation.tpot_ms.mean,
         "stall": simulation.stall_ms.mean,
@@ -217,9 +186,7 @@ def main() -> None:
                 print(f"round {turn + 1}: {system} {slots}", file=sys.stderr)
         machine = quiet(machines)
         for rounds in runs.values():
-            simulation = simulated(
-                folder, rounds[0].routes, rounds[0].report, machine, info.experts_per_layer
-            )
+            simulation = simulated(rounds[0].routes, rounds[0].report, machine, info.experts_per_layer)
             print(json.dumps(compared(rounds, simulation, machine)), flush=True)
     machine_facts = {key: value for key, value in dataclasses.asdict(machine).items() if value}
     print(json.dumps({"machine": machine_facts, "load_averages": loads}), flush=True)

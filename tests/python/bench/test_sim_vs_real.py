@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sim_vs_real
 
@@ -20,12 +19,13 @@ def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("system", sim_vs_real.SYSTEMS.split(","))
-def test_hits_bytes_and_evictions_are_equal(packed: Path, tmp_path: Path, system: str) -> None:
+def test_hits_bytes_and_evictions_are_equal(packed: Path, system: str) -> None:
     info = inspect(str(packed))
     run = sim_vs_real.real_run(packed, system, "50%", [3, 17, 99, 4, 17, 230, 8, 8, 120, 61, 5, 200])
-    assert run.routes.shape == (11, info.layers, info.top_k)
+    assert run.routes.first.shape == (1, info.layers, info.top_k)
+    assert run.routes.decoded.shape == (10, info.layers, info.top_k)
     assert len(run.steps_ms) == 10
-    simulation = sim_vs_real.simulated(tmp_path, run.routes, run.report, MACHINE, info.experts_per_layer)
+    simulation = sim_vs_real.simulated(run.routes, run.report, MACHINE, info.experts_per_layer)
     found = sim_vs_real.compared([run, run], simulation, MACHINE)
     assert found["hits_equal"]
     assert found["bytes_equal"]
@@ -39,19 +39,6 @@ def test_hits_bytes_and_evictions_are_equal(packed: Path, tmp_path: Path, system
     other = dataclasses.replace(simulation.hits, miss=simulation.hits.miss + 1)
     wrong = sim_vs_real.compared([run], dataclasses.replace(simulation, hits=other), MACHINE)
     assert not wrong["hits_equal"]
-
-
-def test_requests_that_are_no_whole_tokens_are_refused() -> None:
-    kinds = ["miss", "evicted", "hit", "in_flight"]
-    columns = {
-        "kind": np.array([0, 1, 2, 2, 3]),
-        "layer": np.array([0, 0, 0, 1, 1]),
-        "expert": np.array([4, 9, 2, 1, 0]),
-    }
-    assert sim_vs_real.routes_of(columns, kinds, 2, 2).tolist() == [[[4, 2], [1, 0]]]
-    short = {name: column[:-1] for name, column in columns.items()}
-    with pytest.raises(ValueError, match="3 requests are no whole tokens of 2 layers, top-2"):
-        sim_vs_real.routes_of(short, kinds, 2, 2)
 
 
 def test_a_step_counts_by_its_quietest_round() -> None:

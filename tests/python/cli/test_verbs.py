@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prophet_moe.cli.bench import HEADINGS, as_markdown, notes, parse_systems, rows, schedule, spread
-from prophet_moe.generate import end_tokens, fixed_tokens
+from prophet_moe.cli.console import end_of_run
+from prophet_moe.generate import Recording, end_tokens, fixed_tokens
 from prophet_moe.models.inspect import inspect
 from prophet_moe.models.stock import load_stock, load_tokenizer
 from prophet_moe.runreport import Mark, RunReport, build_report
@@ -205,7 +206,7 @@ def test_bench_prints_a_table(prophet: Any) -> None:
     assert "expected" not in shown
 
 
-def test_bench_says_when_foresight_held_back_and_when_it_failed() -> None:
+def test_bench_and_run_say_when_foresight_held_back_and_when_it_failed() -> None:
     facts: dict[str, Any] = {
         "model": "m", "backend": "cpu", "exact": False, "budget_bytes": 1, "expert_slots": 2,
         "experts_total": 4, "expert_bytes": 10, "prompt_tokens": 3, "token_ids": [1], "text": None,
@@ -227,6 +228,9 @@ def test_bench_says_when_foresight_held_back_and_when_it_failed() -> None:
     assert "eviction" not in told[0]
     assert told[1] == "c: the predictor was switched off (a NaN)."
     assert notes([]) == []
+    recording = Recording(3, Mark(0, {}), [Mark(1, seen)], [1])
+    assert end_of_run(held, recording, "float32")[-1] == told[0].removeprefix("b: ").removesuffix(".")
+    assert not any("held back" in line for line in end_of_run(calm, recording, "float32"))
 
 
 def test_bench_helpers() -> None:
