@@ -22,12 +22,13 @@ py::object make_type(py::module_& m, const char* name, py::tuple bases) {
 
 void register_errors(py::module_& m) {
   // Kept alive by the module; the translator below borrows them.
-  static PyObject *invalid, *read, *state, *root;
+  static PyObject *invalid, *read, *device, *state, *root;
   py::object base = make_type(m, "ProphetError", py::make_tuple(py::handle(PyExc_RuntimeError)));
   root = base.ptr();
   invalid =
       make_type(m, "InvalidArgument", py::make_tuple(base, py::handle(PyExc_ValueError))).ptr();
   read = make_type(m, "ReadError", py::make_tuple(base, py::handle(PyExc_OSError))).ptr();
+  device = make_type(m, "DeviceError", py::make_tuple(base)).ptr();
   state = make_type(m, "StateError", py::make_tuple(base)).ptr();
   py::register_exception_translator([](std::exception_ptr error) {
     try {
@@ -36,6 +37,8 @@ void register_errors(py::module_& m) {
       PyErr_SetString(invalid, e.what());
     } catch (const ReadError& e) {
       PyErr_SetString(read, e.what());
+    } catch (const DeviceError& e) {
+      PyErr_SetString(device, e.what());
     } catch (const StateError& e) {
       PyErr_SetString(state, e.what());
     } catch (const Error& e) {

@@ -23,6 +23,12 @@ class ReadError : public Error {
   using Error::Error;
 };
 
+// A device or its driver refused or failed: no memory, a lost device, no driver at all.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
 // The object was closed, or is asked for something its present state forbids.
 class StateError : public Error {
  public:

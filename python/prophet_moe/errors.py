@@ -3,11 +3,12 @@
 The native module's types are the roots: `except ProphetError` catches both worlds.
 """
 
-from prophet_ext import InvalidArgument, ProphetError, ReadError, StateError
+from prophet_ext import DeviceError, InvalidArgument, ProphetError, ReadError, StateError
 
 __all__ = [
     "BudgetError",
     "CheckpointError",
+    "DeviceError",
     "InvalidArgument",
     "ProphetError",
     "ReadError",

@@ -39,8 +39,8 @@ enum class CudaMemory : std::int32_t { pageable = 0, pinned = 1, device = 2, man
 
 struct CudaDeviceInfo {
   char name[256];
-  char pci_bus_id[32];               // "0000:3b:00.0"
-  std::int32_t major, minor;         // compute capability
+  char pci_bus_id[32];        // "0000:3b:00.0"
+  std::int32_t major, minor;  // compute capability
   std::int32_t multiprocessors;
   std::int32_t copy_engines;         // 2: both directions at once
   std::int32_t can_map_host;         // 1: kernels reach pinned memory
