@@ -48,11 +48,15 @@ struct Forecast {
   std::int32_t horizon = 0;
 };
 
+// How far a wish travels: into fast memory, or no further than the staging tier below it.
+enum class Reach : std::uint8_t { fast, staging };
+
 // A wish to have an expert before the router asks. A plan is a whole set of them.
 struct Prefetch {
   ExpertKey key;
   float confidence = 0;       // calibrated probability that it will be needed
   std::int64_t deadline = 0;  // layer step (tick) at which it would be needed
+  Reach reach = Reach::fast;
 };
 
 // A file as it was when it was opened. A reader compares size and mtime_ns before it

@@ -10,11 +10,17 @@
 //  * a slot overwritten while it is still read: a lane told to go `after` a ticket does not
 //    start later copies before that ticket is done;
 //  * a failed read never becomes weights: a short read, an I/O error or a changed file marks
-//    the ticket failed, and `poll`, `wait` throw ReadError for it (naming file, offset, cause).
+//    the ticket failed, and `poll`, `wait` throw ReadError for it (naming file, offset, cause), or
+//    DeviceError where the device failed it.
+//
+// Between files and fast memory a backend may have a staging tier: host memory from which fast
+// memory is filled quickly. `stage` brings bytes no further than that; a copy whose bytes are
+// there takes only the link. Without one everything asked of it is nothing.
 //
 // Thread-safety: all calls may come from any thread. Nothing here calls back upwards.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -39,6 +45,15 @@ struct LaneStats {
   Nanos busy = 0;            // time with at least one copy of this lane in flight
 };
 
+// What the staging tier has done since the backend was made; all zero without one.
+struct StagingStats {
+  std::array<LaneStats, kLanes> read;    // files to staging, by the class that asked first
+  std::uint64_t found_bytes = 0;         // that copies found there: they cost the link alone
+  std::uint64_t dropped_bytes = 0;       // that made room for others
+  std::uint64_t capacity = 0, held = 0;  // bytes
+  std::uint64_t pinned = 0;              // of the capacity, page-locked
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -47,8 +62,15 @@ class Backend {
   virtual std::string description()
       const = 0;  // one line for `prophet doctor`: "io_uring, O_DIRECT, depth 16"
 
+  // Whether the host may follow addresses of fast memory. False: they are a device's, good for
+  // `copy` and for kernels alone.
+  virtual bool host_visible() const { return true; }
+  // Why this machine can do nothing any more (a device was lost); empty while it works.
+  virtual std::string failure() const { return {}; }
+
   // The fast tier: `bytes` of memory aligned to at least 4096, once per backend. It lives as
-  // long as the backend. Throws InvalidArgument when it cannot be had, saying how much was asked.
+  // long as the backend. Throws InvalidArgument, or DeviceError where a device refuses, saying
+  // how much was asked.
   virtual std::span<std::byte> fast_memory(std::size_t bytes) = 0;
 
   // Opens the files that later copies name by index; once per backend. Throws ReadError.
@@ -61,6 +83,11 @@ class Backend {
   // Brings one chunk of a file to `to`. `from.at` is ignored. At most a few MiB: a chunk is
   // the unit of cancellation and the longest delay a demand can meet.
   virtual Ticket copy(Lane lane, std::byte* to, const Extent& from) = 0;
+
+  // Brings one chunk to the staging tier, at prefetch class. Done at once without one.
+  virtual Ticket stage(const Extent& /*from*/) { return 0; }
+  virtual bool has_staging() const { return false; }
+  virtual StagingStats staging() const { return {}; }
 
   virtual bool poll(Ticket ticket) = 0;  // landed? throws ReadError if it failed
   virtual void wait_any(std::span<const Ticket> tickets) = 0;  // until one is done or failed
