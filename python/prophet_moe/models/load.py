@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import GenerationConfig
 
 from prophet_ext import Engine
+from prophet_moe import machine
 from prophet_moe.errors import BudgetError, CheckpointError, InvalidArgument
 from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
@@ -20,6 +22,7 @@ from prophet_moe.models.checkpoint import TensorReader
 from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, MoeLayer, native_rows
 from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
+from prophet_moe.models.parallel import Ranks, agreed, join, require_divided, require_plan, without_advice
 from prophet_moe.models.stubs import parameterless
 from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
 from prophet_moe.systems import PROPHET, System, make_predictor, require_runnable
@@ -60,6 +63,7 @@ def load(
     timeline: bool = False,
     predictor: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    expert_parallel: Any = None,
 ) -> Any:
     """Loads a Mixture-of-Experts language model without materialising its experts.
 
@@ -79,6 +83,9 @@ def load(
         the package; None with system prophet takes the one in the package that was trained for this
         geometry.
     progress: called with (bytes read, bytes to read) of the resident weights.
+    expert_parallel: divides the experts over the processes that torchrun started (docs/parallel.md): how
+        many there are, "auto", or transformers' DistributedConfig. Budget, slots and threads are then those
+        of each process, which reads its own experts alone.
 
     Returns the model in eval mode: generate() and the rest of transformers work unchanged. Raises
     CheckpointError, UnsupportedModelError, BudgetError, InvalidArgument, ReadError.
@@ -96,49 +103,74 @@ def load(
         raise InvalidArgument(f"threads is at least 1, not {threads}.")
     if context is not None and context < 1:
         raise InvalidArgument(f"context is at least 1 token, not {context}.")
-    blueprint = make_blueprint(model, dtype=_dtype(dtype))
-    info = blueprint.info
-    tokens = context or min(DEFAULT_CONTEXT, info.max_context or DEFAULT_CONTEXT)
-    bound_library_memory()
+    ranks = join(expert_parallel)
+    if ranks is not None:
+        _require_divisible(recipe, exact)
+    with agreed(ranks):
+        blueprint = make_blueprint(model, dtype=_dtype(dtype))
+        info, table = blueprint.info, blueprint.index.table
+        if ranks is not None:
+            require_plan(blueprint, ranks)
+            mine = ranks.experts(info.experts_per_layer)
+            info, table = ranks.own(info), table[:, mine.start : mine.stop]
+        tokens = context or min(DEFAULT_CONTEXT, info.max_context or DEFAULT_CONTEXT)
+        bound_library_memory()
+        memory = machine.memory if ranks is None else ranks.memory
+        try:
+            plan = plan_memory(info, budget=budget, slots=slots, context=tokens, pool=pool, memory=memory)
+        except BudgetError:
+            raise
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from error
+        if threads is not None:
+            torch.set_num_threads(threads)
+        foresight = _predictor(recipe, predictor, blueprint, info, plan.slots, ranks)
+        engine = Engine(
+            files=[str(path) for path in info.files],
+            pieces=table,
+            top_k=info.top_k,
+            slots=plan.slots,
+            policy=str(recipe.policy),
+            pool=pool,
+            keep=recipe.keep,
+            prefetch=_from_disk(recipe),
+            io=io,
+            threads=threads or (0 if ranks is None else ranks.threads),
+            timeline=timeline,
+            predictor=foresight,
+        )
     try:
-        plan = plan_memory(info, budget=budget, slots=slots, context=tokens, pool=pool)
-    except BudgetError:
-        raise
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from error
-    if threads is not None:
-        torch.set_num_threads(threads)
-    foresight = _predictor(recipe, predictor, blueprint, plan.slots)
-    engine = Engine(
-        files=[str(path) for path in info.files],
-        pieces=blueprint.index.table,
-        top_k=info.top_k,
-        slots=plan.slots,
-        policy=str(recipe.policy),
-        pool=pool,
-        keep=recipe.keep,
-        prefetch=_from_disk(recipe),
-        io=io,
-        threads=threads or 0,
-        timeline=timeline,
-        predictor=foresight,
-    )
-    try:
-        loaded, read = _load_resident(blueprint, progress, as_mapped=exact)
-        # Even without gradients torch multiplies in another way when a weight could have one.
-        loaded.requires_grad_(exact)
-        # The engine watches its files from here on; before, they must be those that were described.
-        blueprint.checkpoint.require_unchanged()
-        offload = Offload(engine, info, plan, recipe.name, engine.backend, exact, False, None, read)
-        _bind(loaded, blueprint, offload)
-        attach(loaded, offload)
-        # Sums of several threads round in another way than those of one.
-        if not exact and one_thread_is_faster(loaded, info.kv_bytes_per_token * tokens // info.layers):
-            decode_on_one_thread(loaded)
+        with agreed(ranks):
+            loaded, read = _load_resident(blueprint, progress, ranks, as_mapped=exact)
+            # Even without gradients torch multiplies in another way when a weight could have one.
+            loaded.requires_grad_(exact)
+            # The engine watches its files from here on; before, they must be those that were described.
+            blueprint.checkpoint.require_unchanged()
+            offload = Offload(engine, info, plan, recipe.name, engine.backend, exact, False, None, read)
+            offload.ranks = ranks
+            _bind(loaded, blueprint, offload)
+            attach(loaded, offload)
+            # Sums of several threads round in another way than those of one.
+            if not exact and one_thread_is_faster(loaded, info.kv_bytes_per_token * tokens // info.layers):
+                decode_on_one_thread(loaded)
     except BaseException:
         engine.close()
         raise
     return loaded
+
+
+def _require_divisible(system: System, exact: bool) -> None:
+    """Raises InvalidArgument for what cannot be had of a part of the experts."""
+    if exact:
+        raise InvalidArgument(
+            "exact results are those of one process: the sums of several ranks round in another order. "
+            "Leave exact or expert_parallel out."
+        )
+    if system.trained:
+        raise InvalidArgument(
+            f"{system.name} was trained on the routing to all experts, and a rank sees its own: choose a "
+            f"system without training, such as {AUTO_SYSTEM}, with expert_parallel."
+        )
 
 
 def _from_disk(system: System) -> dict[str, Any] | None:
@@ -154,9 +186,18 @@ def _from_disk(system: System) -> dict[str, Any] | None:
     return rule | _SURE_AND_SOON if system.name == PROPHET else rule
 
 
-def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: Blueprint, slots: int) -> Any:
-    """The runtime's predictor for this model and cache. Raises InvalidArgument, PredictorError."""
-    info = blueprint.info
+def _predictor(
+    system: System,
+    named: str | os.PathLike[str] | None,
+    blueprint: Blueprint,
+    info: ModelInfo,
+    slots: int,
+    ranks: Ranks | None,
+) -> Any:
+    """The runtime's predictor for this model, or for this rank's part of it (`info`), and this cache.
+
+    Raises InvalidArgument, PredictorError.
+    """
     file = None
     if system.trained and named is not None:
         from prophet_moe.predict import shipped
@@ -174,8 +215,10 @@ def _predictor(system: System, named: str | os.PathLike[str] | None, blueprint: 
     if system.router:
         from prophet_moe.predict.next_gate import router_weights
 
-        weights = router_weights(info.directory, info.layers, info.experts_per_layer, info.hidden)
-        routers = {"router": weights}
+        whole = blueprint.info.experts_per_layer
+        weights = router_weights(info.directory, info.layers, whole, info.hidden)
+        mine = range(whole) if ranks is None else ranks.experts(whole)
+        routers = {"router": np.ascontiguousarray(weights[:, mine.start : mine.stop])}
     return make_predictor(
         system,
         layers=info.layers,
@@ -208,18 +251,34 @@ class _Unread:
     """A tensor that is read when the library takes it: to its loader, a slice of a safetensors file."""
 
     key: str
+    shape: tuple[int, ...]
     read: Callable[[str], torch.Tensor]
 
-    def __getitem__(self, everything: Any) -> torch.Tensor:
-        return self.read(self.key)
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def __getitem__(self, place: Any) -> torch.Tensor:
+        whole = self.read(self.key)
+        part = whole[place]
+        # A rank's part must not keep the whole alive.
+        return whole if part.numel() == whole.numel() else part.clone()
 
 
-def _load_resident(blueprint: Blueprint, progress: Progress | None, *, as_mapped: bool) -> tuple[Any, int]:
+def _load_resident(
+    blueprint: Blueprint, progress: Progress | None, ranks: Ranks | None, *, as_mapped: bool
+) -> tuple[Any, int]:
     """The model with every weight but the experts', and the bytes read for it."""
     info, checkpoint, index = blueprint.info, blueprint.checkpoint, blueprint.index
     total = sum(checkpoint.tensors[key].bytes for key in index.resident)
     failures: list[Exception] = []
-    with TensorReader(checkpoint) as reader, parameterless(blueprint.experts_classes), _one_by_one():
+    parts = 1 if ranks is None else ranks.parts
+    divided = {} if ranks is None else {"distributed_config": ranks.config}
+    with (
+        TensorReader(checkpoint) as reader,
+        parameterless(blueprint.experts_classes, parts),
+        _one_by_one(),
+        without_advice(ranks),
+    ):
 
         def read(key: str) -> torch.Tensor:
             try:
@@ -235,10 +294,11 @@ def _load_resident(blueprint: Blueprint, progress: Progress | None, *, as_mapped
         model, notes = blueprint.model_class.from_pretrained(
             None,
             config=info.config,
-            state_dict={key: _Unread(key, read) for key in index.resident},
+            state_dict={key: _Unread(key, checkpoint.tensors[key].shape, read) for key in index.resident},
             dtype=info.dtype,
             experts_implementation=IMPLEMENTATION,
             output_loading_info=True,
+            **divided,
         )
         read_bytes = reader.bytes_read
     if failures:
@@ -274,6 +334,9 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
     info, index, engine = blueprint.info, blueprint.index, offload.engine
     modules = [model.get_submodule(name) for name in index.modules]
     offload.modules = modules
+    own = offload.info.experts_per_layer
+    if offload.ranks is not None:
+        require_divided(modules, offload.ranks, own)
     if not offload.exact:
         offload.activation = _set_native(modules, blueprint, engine)
         offload.native = offload.activation is not None
@@ -285,7 +348,7 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
         module.__dict__[LAYER] = MoeLayer(
             engine=engine,
             number=number,
-            experts=info.experts_per_layer,
+            experts=own,
             top_k=info.top_k,
             native_rows=rows,
             arena=arena,

@@ -8,6 +8,7 @@ from prophet_ext import Engine
 from prophet_moe.errors import ProphetError, StateError
 from prophet_moe.models.experts import LAYER
 from prophet_moe.models.inspect import ModelInfo
+from prophet_moe.models.parallel import Ranks
 
 OFFLOAD = "_prophet_offload"  # key in model.__dict__
 
@@ -17,7 +18,7 @@ class Offload:
     """The engine behind one loaded model, and what was decided when it was loaded."""
 
     engine: Engine
-    info: ModelInfo
+    info: ModelInfo  # where ranks share the experts: of this rank's part
     plan: Any  # prophet_moe.budget.MemoryPlan
     system: str
     backend: str
@@ -26,6 +27,7 @@ class Offload:
     activation: str | None  # as the native kernels name it
     dense_bytes_read: int  # bytes of resident weights read at load
     modules: list[Any] = field(default_factory=list, repr=False)
+    ranks: Ranks | None = None  # None: this process has all experts
     closed: bool = False
 
     def close(self) -> None:
@@ -63,12 +65,14 @@ def close(model: Any) -> None:
 def report(model: Any) -> dict[str, Any]:
     """What happened so far, in the names of the run report (docs/formats.md): sizes in bytes, times in ms.
 
-    Counts begin when the model was loaded. Raises StateError after close.
+    Counts begin when the model was loaded. Under expert parallelism they are this rank's, which "rank" names.
+    Raises StateError after close.
     """
     offload = offload_of(model)
     info, engine = offload.info, offload.engine
     counters = engine.counters()
-    return {
+    mine = {} if offload.ranks is None else {"rank": offload.ranks.rank, "ranks": offload.ranks.size}
+    return mine | {
         "model": info.name,
         "backend": offload.backend,
         "system": offload.system,
