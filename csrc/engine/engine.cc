@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "engine/device_road.h"
 #include "engine/scratch.h"
 
 namespace prophet {
@@ -26,7 +27,8 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
       arena_(backend_->fast_memory(std::uint64_t(cache_.slots()) * store_->slot_bytes())),
       mover_(*store_, *backend_, cache_, arena_, recorder_, options_.mover),
       pool_(std::max(1, options_.threads)),
-      scratch_(std::make_unique<Scratch>(store_->geometry())) {
+      scratch_(std::make_unique<Scratch>(store_->geometry())),
+      device_(options_.device.api ? std::make_unique<DeviceRoad>(options_.device) : nullptr) {
   if (predictor) {
     const bool ahead = options_.prefetch.last > 0;
     foresight_ = std::make_unique<Foresight>(
@@ -51,8 +53,11 @@ void Engine::close() {
     wake_.notify_all();
   }
   if (prefetcher_.joinable()) prefetcher_.join();
-  // A forward that runs elsewhere ends before its memory may go.
+  // A forward that runs elsewhere ends before its memory may go, and so does what it queued.
   std::lock_guard<std::mutex> step(step_mutex_);
+  Lock lock(mutex_);
+  while (wait_for_device(lock)) {
+  }
 }
 
 void Engine::open_or_throw() const {
@@ -202,6 +207,7 @@ void Engine::demand(Lock& lock, ExpertKey key) {
       if (!waited(other)) mover_.tickets(other, tickets);
     }
     if (tickets.empty()) {
+      if (wait_for_device(lock)) continue;
       throw StateError("no slot for " + name(key) + ": other leases hold all " +
                        std::to_string(cache_.pool_slots(key.layer)) +
                        " slots of its pool; release one first or load with more slots");
@@ -239,6 +245,7 @@ void Engine::lease_locked(Lock& lock, std::int32_t layer, std::span<const std::i
                           " slots of the layer's pool: split it");
   }
   collect();
+  release_passed();
   lease.live = true;
   live_.push_back(&lease);
   try {

@@ -24,9 +24,11 @@
 #include "cache/cache.h"
 #include "core/types.h"
 #include "device/backend.h"
+#include "device/cuda/cuda_api.h"
 #include "engine/foresight.h"
 #include "engine/lease.h"
 #include "engine/planner.h"
+#include "kernels/cuda_kernels.h"
 #include "kernels/expert_ffn.h"
 #include "kernels/worker_pool.h"
 #include "store/weight_store.h"
@@ -34,6 +36,14 @@
 #include "transfer/mover.h"
 
 namespace prophet {
+
+// A CUDA device's runtime and kernels. The arena must then be memory of that device, and `forward`
+// computes there. The tables stay as long as the engine.
+struct DeviceTables {
+  const CudaApi* api = nullptr;
+  const CudaKernels* kernels = nullptr;
+  int device = 0;
+};
 
 struct EngineOptions {
   std::int32_t slots = 0;
@@ -48,6 +58,7 @@ struct EngineOptions {
   PrefetchRule prefetch;       // what to bring early, by the predictor's word; last = 0: nothing
   std::size_t timeline_events = 0;
   bool background = true;  // threads for prefetches and the predictor; off where time is virtual
+  DeviceTables device;     // without tables: the arena is host memory, and the CPU computes
 };
 
 // Where one matrix of an expert begins: a piece of the store and an offset inside it.
@@ -66,6 +77,9 @@ struct FfnLayout {
 // One layer call. Arrays are dense and row-major: x and out [tokens, hidden] of `dtype`, ids
 // [tokens, top_k], weights [tokens, top_k] of `weights_dtype`. Ids at or above experts_per_layer
 // belong to another rank and are skipped, as are pairs of weight zero.
+//
+// An engine with a device takes host addresses (it copies, and `out` is there on return) or device
+// addresses: then work is queued on `stream` and `out` is there when the stream has passed.
 struct LayerBatch {
   std::int32_t tokens = 0, top_k = 0;
   DType dtype = DType::bf16, weights_dtype = DType::f32;
@@ -73,6 +87,8 @@ struct LayerBatch {
   const std::int64_t* ids = nullptr;
   const void* weights = nullptr;
   void* out = nullptr;
+  bool on_device = false;
+  Stream stream = 0;  // of that device, where the arrays are on it
 };
 
 // Everything counted so far. Bytes and events as telemetry/recorder.h defines them.
@@ -170,10 +186,22 @@ class Engine {
   void prefetch_thread();
 
   // forward.cc
+  void begin_layer(std::int32_t layer, const LayerBatch& batch, const void* last_hidden);
   std::int32_t plan_wave(std::int32_t layer, const LayerBatch& batch, std::int32_t first);
+  void sort_pairs(const LayerBatch& batch, std::int32_t first, std::int32_t last);
   void serve_wave(std::int32_t layer);
+  void land(Lock& lock, Lease& lease);  // blocks until all of it is held
   void compute(Lock& lock, std::span<const std::int32_t> landed);
   FfnJob job(const Lease::Entry& entry, std::size_t index) const;
+  CudaExpert addresses(ExpertKey key, std::int32_t slot) const;  // of its matrices in the arena
+
+  // device_forward.cc
+  struct DeviceRoad;
+  void forward_on_device(std::int32_t layer, const LayerBatch& batch);
+  void serve_wave_on_device(std::int32_t layer, const LayerBatch& batch, std::int32_t first,
+                            std::int32_t last);
+  void release_passed();             // leases of work that the device has finished
+  bool wait_for_device(Lock& lock);  // until one more lease ends; false: it holds none
 
   std::shared_ptr<const WeightStore> store_;
   std::shared_ptr<Backend> backend_;
@@ -212,6 +240,7 @@ class Engine {
   // Scratch of forward, kept so that the hot path allocates nothing.
   struct Scratch;
   std::unique_ptr<Scratch> scratch_;
+  std::unique_ptr<DeviceRoad> device_;  // null without a device
 };
 
 }  // namespace prophet

@@ -39,16 +39,21 @@ void Engine::set_ffn(const FfnLayout& layout) {
   has_ffn_ = true;
 }
 
+CudaExpert Engine::addresses(ExpertKey key, std::int32_t slot) const {
+  const std::byte* begin = arena_.data() + std::uint64_t(slot) * store_->slot_bytes();
+  auto at = [&](const PieceSlice& slice) {
+    return begin + store_->piece_at(key, slice.piece) + slice.offset;
+  };
+  return {ffn_.shape.has_gate ? at(ffn_.gate) : nullptr, at(ffn_.up), at(ffn_.down)};
+}
+
 FfnJob Engine::job(const Lease::Entry& entry, std::size_t index) const {
   const Scratch& s = *scratch_;
-  const std::byte* slot = arena_.data() + std::uint64_t(entry.slot) * store_->slot_bytes();
-  auto at = [&](const PieceSlice& slice) {
-    return slot + store_->piece_at(entry.key, slice.piece) + slice.offset;
-  };
+  const CudaExpert expert = addresses(entry.key, entry.slot);
   FfnJob job;
-  if (ffn_.shape.has_gate) job.gate = at(ffn_.gate);
-  job.up = at(ffn_.up);
-  job.down = at(ffn_.down);
+  job.gate = static_cast<const std::byte*>(expert.gate);
+  job.up = static_cast<const std::byte*>(expert.up);
+  job.down = static_cast<const std::byte*>(expert.down);
   job.tokens = s.starts[index + 1] - s.starts[index];
   job.rows = s.rows.data() + s.starts[index];
   job.outputs = s.outputs.data() + s.starts[index];
@@ -60,7 +65,7 @@ FfnJob Engine::job(const Lease::Entry& entry, std::size_t index) const {
 std::int32_t Engine::plan_wave(std::int32_t layer, const LayerBatch& batch, std::int32_t first) {
   Scratch& s = *scratch_;
   const std::int32_t experts = geometry().experts_per_layer, k = batch.top_k;
-  const std::size_t room = cache_.pool_slots(layer), hidden = ffn_.shape.hidden;
+  const std::size_t room = cache_.pool_slots(layer);
   auto wanted = [&](std::int64_t pair) {
     return batch.ids[pair] < experts && s.weights[pair] != 0.0f;
   };
@@ -89,8 +94,17 @@ std::int32_t Engine::plan_wave(std::int32_t layer, const LayerBatch& batch, std:
   for (std::size_t i = 0; i < s.experts.size(); ++i) {
     s.place[s.experts[i]] = static_cast<std::int32_t>(i);
   }
+  return last;
+}
 
-  // Counting sort of the pairs by expert.
+// Counting sort of the wave's pairs by expert, and a place for each result.
+void Engine::sort_pairs(const LayerBatch& batch, std::int32_t first, std::int32_t last) {
+  Scratch& s = *scratch_;
+  const std::int32_t experts = geometry().experts_per_layer, k = batch.top_k;
+  const std::size_t hidden = ffn_.shape.hidden;
+  auto wanted = [&](std::int64_t pair) {
+    return batch.ids[pair] < experts && s.weights[pair] != 0.0f;
+  };
   const std::size_t pairs = std::size_t(last - first) * k;
   s.starts.assign(s.experts.size() + 1, 0);
   s.of_pair.assign(pairs, nullptr);
@@ -110,7 +124,6 @@ std::int32_t Engine::plan_wave(std::int32_t layer, const LayerBatch& batch, std:
     s.outputs[to] = s.parts.data() + i * hidden;
     s.of_pair[i] = s.outputs[to];
   }
-  return last;
 }
 
 // Computes the entries `landed` of the wave's lease; the engine's state is free meanwhile.
@@ -163,42 +176,73 @@ void Engine::serve_wave(std::int32_t layer) {
   release_locked(s.lease);
 }
 
-void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
-  std::lock_guard<std::mutex> one_step(step_mutex_);
-  if (!has_ffn_) throw StateError("forward needs set_ffn first: the engine only knows bytes");
-  Scratch& s = *scratch_;
-  const std::size_t hidden = ffn_.shape.hidden, k = batch.top_k;
-  const std::size_t pairs = std::size_t(batch.tokens) * k;
-  if (batch.tokens <= 0 || batch.top_k <= 0) {
-    throw InvalidArgument("a layer call needs at least one token and one expert per token");
+void Engine::land(Lock& lock, Lease& lease) {
+  while (true) {
+    bool all = true;
+    for (const Lease::Entry& entry : lease.entries) {
+      if (entry.status == Lease::Status::failed) throw ReadError(entry.error);
+      all = all && entry.status == Lease::Status::held;
+    }
+    if (all) return;
+    wait_for_change(lock, lease);
+    open_or_throw();
   }
+}
+
+// The layer step begins: policies and the predictor hear what the router said. `batch` is in host
+// memory but for x, of which the last row is enough.
+void Engine::begin_layer(std::int32_t layer, const LayerBatch& batch, const void* last_hidden) {
+  Scratch& s = *scratch_;
+  const std::size_t hidden = ffn_.shape.hidden, pairs = std::size_t(batch.tokens) * batch.top_k;
   for (std::size_t i = 0; i < pairs; ++i) {
     if (batch.ids[i] < 0) throw InvalidArgument("expert ids must not be negative");
   }
-  const Nanos begin = backend_->now();
   {
     Lock lock(mutex_);
     begin_step(layer);
   }
-  s.x.resize(batch.tokens * hidden);
   s.weights.resize(pairs);
+  widen(batch.weights_dtype, batch.weights, s.weights.data(), pairs);
+  if (!foresight_) return;
+  s.ids.resize(pairs);
+  // Ids of other ranks may not fit; any id outside the layer says the same.
+  for (std::size_t i = 0; i < pairs; ++i) {
+    s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
+  }
+  if (last_hidden != nullptr) {
+    s.last.resize(hidden);
+    widen(batch.dtype, last_hidden, s.last.data(), hidden);
+  }
+  observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
+           last_hidden != nullptr ? s.last.data() : nullptr},
+          hidden);
+}
+
+void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
+  std::lock_guard<std::mutex> one_step(step_mutex_);
+  if (!has_ffn_) throw StateError("forward needs set_ffn first: the engine only knows bytes");
+  if (batch.tokens <= 0 || batch.top_k <= 0) {
+    throw InvalidArgument("a layer call needs at least one token and one expert per token");
+  }
+  if (device_) return forward_on_device(layer, batch);
+  if (batch.on_device) {
+    throw InvalidArgument(
+        "the layer's arrays are on a GPU, but this engine computes on the CPU: "
+        "move them to the host, or load with backend cuda");
+  }
+  Scratch& s = *scratch_;
+  const std::size_t hidden = ffn_.shape.hidden, k = batch.top_k;
+  const Nanos begin = backend_->now();
+  const auto* x = static_cast<const std::byte*>(batch.x);
+  begin_layer(layer, batch, x + (batch.tokens - 1) * hidden * size_of(batch.dtype));
+  s.x.resize(batch.tokens * hidden);
   s.sum.resize(hidden);
   widen(batch.dtype, batch.x, s.x.data(), s.x.size());
-  widen(batch.weights_dtype, batch.weights, s.weights.data(), pairs);
-  if (foresight_) {
-    s.ids.resize(pairs);
-    // Ids of other ranks may not fit; any id outside the layer says the same.
-    for (std::size_t i = 0; i < pairs; ++i) {
-      s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
-    }
-    observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
-             s.x.data() + (batch.tokens - 1) * hidden},
-            hidden);
-  }
 
   auto* out = static_cast<std::byte*>(batch.out);
   for (std::int32_t first = 0, last; first < batch.tokens; first = last) {
     last = plan_wave(layer, batch, first);
+    sort_pairs(batch, first, last);
     serve_wave(layer);
     for (std::int32_t token = first; token < last; ++token) {
       weighted_sum(s.weights.data() + token * k, s.of_pair.data() + (token - first) * k,

@@ -15,6 +15,7 @@ struct Engine::Scratch {
   std::vector<float> x;           // [tokens, hidden] of the whole batch
   std::vector<float> weights;     // [tokens, top_k] of the whole batch
   std::vector<float> sum;         // [hidden]
+  std::vector<float> last;        // [hidden] of the last token, for the predictor
   std::vector<std::int32_t> ids;  // [tokens, top_k] for the predictor
 
   std::vector<std::int32_t> experts;  // distinct experts of the wave, ascending
