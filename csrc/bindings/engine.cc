@@ -41,6 +41,7 @@ struct EngineArguments {
   std::uint64_t chunk_bytes;
   bool timeline;
   PrefetchRule prefetch;
+  bool planes;
 };
 
 // What Python holds. The engine goes at close(); the backend, and with it the arena, stays until
@@ -49,7 +50,7 @@ class PyEngine {
  public:
   PyEngine(const std::vector<std::string>& files, const Pieces& pieces, const EngineArguments& a,
            const PyPredictor* predictor)
-      : policy_(a.policy), predictor_(predictor ? predictor->name() : "") {
+      : policy_(a.policy), predictor_(predictor ? predictor->name() : ""), planes_(a.planes) {
     if (pieces.ndim() != 4 || pieces.shape(3) != 3) {
       throw InvalidArgument("pieces is [layers, experts, pieces, 3]: file, offset, bytes");
     }
@@ -70,7 +71,8 @@ class PyEngine {
     }
     auto store =
         std::make_shared<ExtentStore>(geometry, infos, list, static_cast<int>(pieces.shape(2)),
-                                      static_cast<std::uint64_t>(backend_->alignment()));
+                                      static_cast<std::uint64_t>(backend_->alignment()),
+                                      a.planes ? Arrangement::planes : Arrangement::slots);
     EngineOptions options;
     options.slots = a.slots;
     options.policy = a.policy;
@@ -96,6 +98,7 @@ class PyEngine {
   }
   const std::string& policy() const { return policy_; }
   const std::string& predictor() const { return predictor_; }
+  bool planes() const { return planes_; }
 
   void close() {
     if (engine_) engine_->close();
@@ -105,6 +108,7 @@ class PyEngine {
 
  private:
   std::string policy_, predictor_;
+  bool planes_;
   std::shared_ptr<Backend> backend_;
   std::shared_ptr<Engine> engine_;
 };
@@ -129,7 +133,7 @@ class PyLease {
     const ExpertKey key{lease_.entries.front().key.layer, expert};
     std::vector<std::uint64_t> at(store.pieces());
     for (int piece = 0; piece < store.pieces(); ++piece) {
-      at[piece] = std::uint64_t(slot) * store.slot_bytes() + store.piece_at(key, piece);
+      at[piece] = store.place(slot, store.piece_at(key, piece), engine_->slots());
     }
     return at;
   }
@@ -206,6 +210,9 @@ void set_ffn(const PyEngine& self, std::int32_t hidden, std::int32_t inter,
              const std::string& dtype, const std::string& activation, bool has_gate,
              std::pair<int, std::uint64_t> gate, std::pair<int, std::uint64_t> up,
              std::pair<int, std::uint64_t> down) {
+  if (self.planes()) {
+    throw InvalidArgument("an arena in planes is served by leases: forward needs one without");
+  }
   FfnLayout layout;
   layout.shape = {hidden, inter, dtype_from_name(dtype), activation_from_name(activation),
                   has_gate};
@@ -285,19 +292,20 @@ void register_engine(py::module_& m) {
                        const std::string& io, bool direct, int threads, int depth,
                        std::uint64_t chunk_bytes, bool timeline,
                        const std::shared_ptr<PyPredictor>& predictor,
-                       const std::optional<py::dict>& prefetch) {
+                       const std::optional<py::dict>& prefetch, bool planes) {
              return std::make_unique<PyEngine>(
                  files, pieces,
                  EngineArguments{top_k, slots, policy, pool, keep, io, direct, threads, depth,
                                  chunk_bytes, timeline,
-                                 prefetch ? rule_from(*prefetch) : PrefetchRule{}},
+                                 prefetch ? rule_from(*prefetch) : PrefetchRule{}, planes},
                  predictor.get());
            }),
            py::kw_only(), py::arg("files"), py::arg("pieces"), py::arg("top_k"), py::arg("slots"),
            py::arg("policy") = "lru", py::arg("pool") = "global", py::arg("keep") = true,
            py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
            py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false,
-           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none())
+           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
+           py::arg("planes") = false)
       .def_property_readonly("layers", [](PyEngine& s) { return s.engine()->geometry().layers; })
       .def_property_readonly("experts_per_layer",
                              [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })

@@ -65,24 +65,45 @@ void check_piece(const Piece& piece, const std::vector<FileInfo>& files, const G
   }
 }
 
+void check_plane(const Piece& piece, const Piece& first, const Geometry& geometry,
+                 std::size_t expert, std::uint64_t alignment) {
+  if (piece.bytes != first.bytes) {
+    throw InvalidArgument("planes need pieces of one length: one of " + name_of(geometry, expert) +
+                          " has " + std::to_string(piece.bytes) + " bytes, that of the first " +
+                          "expert " + std::to_string(first.bytes));
+  }
+  if (piece.offset % alignment != 0 || piece.bytes % alignment != 0) {
+    throw InvalidArgument("planes need pieces of whole units of " + std::to_string(alignment) +
+                          " bytes, but one of " + name_of(geometry, expert) + " has " +
+                          std::to_string(piece.bytes) + " from offset " +
+                          std::to_string(piece.offset) + ": read without direct");
+  }
+}
+
 }  // namespace
 
 ExtentStore::ExtentStore(Geometry geometry, const std::vector<FileInfo>& files,
                          const std::vector<Piece>& pieces, int pieces_per_expert,
-                         std::uint64_t alignment)
+                         std::uint64_t alignment, Arrangement arrangement)
     : geometry_(geometry), pieces_per_expert_(pieces_per_expert) {
   check_counts(geometry, pieces.size(), pieces_per_expert, alignment);
   const auto per_expert = static_cast<std::size_t>(pieces_per_expert);
   const std::size_t experts = pieces.size() / per_expert;
+  const bool in_planes = arrangement == Arrangement::planes;
   const std::uint64_t place = alignment == 1 ? kCacheLine : std::max(alignment, kPage);
   placed_.resize(pieces.size());
   first_.reserve(experts + 1);
   std::vector<std::size_t> order(per_expert);
+  for (std::size_t i = 0; in_planes && i < per_expert; ++i) {
+    planes_.push_back({slot_bytes_, pieces[i].bytes});
+    slot_bytes_ += pieces[i].bytes;
+  }
 
   for (std::size_t expert = 0; expert < experts; ++expert) {
     const Piece* own = pieces.data() + expert * per_expert;
     for (std::size_t i = 0; i < per_expert; ++i) {
       check_piece(own[i], files, geometry, expert);
+      if (in_planes) check_plane(own[i], pieces[i], geometry, expert, alignment);
     }
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
@@ -96,17 +117,29 @@ ExtentStore::ExtentStore(Geometry geometry, const std::vector<FileInfo>& files,
       const Piece& piece = own[i];
       const std::uint64_t begin = piece.offset / alignment * alignment;
       const std::uint64_t end = round_up(piece.offset + piece.bytes, alignment);
-      const bool joins = extents_.size() > first_.back() && extents_.back().file == piece.file &&
+      const bool joins = !in_planes && extents_.size() > first_.back() &&
+                         extents_.back().file == piece.file &&
                          begin <= extents_.back().offset + extents_.back().bytes;
-      if (!joins) extents_.push_back({piece.file, begin, 0, round_up(used, place)});
+      if (!joins) {
+        const std::uint64_t at = in_planes ? planes_[i].at : round_up(used, place);
+        extents_.push_back({piece.file, begin, 0, at});
+      }
       Extent& run = extents_.back();
       run.bytes = std::max(run.bytes, end - run.offset);
       used = run.at + run.bytes;
       placed_[expert * per_expert + i] = {run.at + (piece.offset - run.offset), piece.bytes};
     }
-    slot_bytes_ = std::max(slot_bytes_, round_up(used, place));
+    if (!in_planes) slot_bytes_ = std::max(slot_bytes_, round_up(used, place));
   }
   first_.push_back(static_cast<std::uint32_t>(extents_.size()));
+}
+
+std::uint64_t ExtentStore::place(std::int32_t slot, std::uint64_t at, std::int32_t slots) const {
+  for (const Placed& plane : planes_) {
+    if (at < plane.at || at - plane.at >= plane.bytes) continue;
+    return plane.at * std::uint64_t(slots) + std::uint64_t(slot) * plane.bytes + (at - plane.at);
+  }
+  return WeightStore::place(slot, at, slots);
 }
 
 std::uint64_t ExtentStore::expert_bytes(ExpertKey key) const {

@@ -30,6 +30,12 @@ class WeightStore {
   // Where piece `piece` begins inside the slot once `where(key)` has been read, and its length.
   virtual std::uint64_t piece_at(ExpertKey key, int piece) const = 0;
   virtual std::uint64_t piece_bytes(ExpertKey key, int piece) const = 0;
+
+  // Where byte `at` of slot `slot` lies in an arena of `slots` slots. An extent stays in one run.
+  // Slots stand one after the other, unless a store says otherwise.
+  virtual std::uint64_t place(std::int32_t slot, std::uint64_t at, std::int32_t /*slots*/) const {
+    return std::uint64_t(slot) * slot_bytes() + at;
+  }
 };
 
 }  // namespace prophet

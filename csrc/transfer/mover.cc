@@ -52,7 +52,7 @@ bool Mover::start(ExpertKey key, Lane lane, const std::optional<Cache::Placement
   cache_.loading(key);
   Transfer transfer;
   transfer.key = key;
-  transfer.slot = arena_.data() + std::uint64_t(placement->slot) * store_.slot_bytes();
+  transfer.slot = placement->slot;
   transfer.lane = lane;
   transfer.foreseen = lane == Lane::prefetch;
   transfer.begin = backend_.now();
@@ -84,8 +84,8 @@ bool Mover::start_chunk(Transfer& transfer) {
   Extent chunk = extent;
   chunk.offset += transfer.done;
   chunk.bytes = std::min(options_.chunk_bytes, extent.bytes - transfer.done);
-  const Ticket ticket =
-      backend_.copy(transfer.lane, transfer.slot + extent.at + transfer.done, chunk);
+  std::byte* to = arena_.data() + store_.place(transfer.slot, extent.at, cache_.slots());
+  const Ticket ticket = backend_.copy(transfer.lane, to + transfer.done, chunk);
   transfer.chunks.emplace_back(ticket, chunk.bytes);
   transfer.done += chunk.bytes;
   if (transfer.done == extent.bytes) {

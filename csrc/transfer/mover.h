@@ -93,7 +93,7 @@ class Mover {
   using Chunk = std::pair<Ticket, std::uint64_t>;  // and its bytes
   struct Transfer {
     ExpertKey key;
-    std::byte* slot = nullptr;
+    std::int32_t slot = -1;
     Lane lane = Lane::demand;
     bool foreseen = false;      // began as a prefetch
     bool cancelled = false;     // start no further chunk

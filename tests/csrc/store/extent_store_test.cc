@@ -19,13 +19,15 @@ using testing_store::StoreConformance;
 using testing_store::StoreUnderTest;
 
 StoreUnderTest make(Geometry geometry, const std::vector<std::uint64_t>& sizes,
-                    const std::vector<Piece>& pieces, int per_expert, std::uint64_t alignment) {
+                    const std::vector<Piece>& pieces, int per_expert, std::uint64_t alignment,
+                    Arrangement arrangement = Arrangement::slots) {
   std::vector<FileInfo> files;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     files.push_back({"shard-" + std::to_string(i), sizes[i], 0});
   }
   StoreUnderTest subject;
-  subject.store = std::make_unique<ExtentStore>(geometry, files, pieces, per_expert, alignment);
+  subject.store =
+      std::make_unique<ExtentStore>(geometry, files, pieces, per_expert, alignment, arrangement);
   subject.alignment = alignment;
   subject.file_bytes = sizes;
   subject.piece = [=](ExpertKey key, int piece) {
@@ -76,6 +78,17 @@ StoreUnderTest tied(std::uint64_t alignment) {
   return make(geometry, {20001, 16384}, pieces, 3, alignment);
 }
 
+// All of one piece, then all of the other.
+StoreUnderTest planes(std::uint64_t alignment) {
+  const Geometry geometry{2, 3, 1};
+  std::vector<Piece> pieces;
+  for (std::uint64_t i = 0; i < 6; ++i) {
+    pieces.push_back({0, 4096 + i * 8192, 8192});
+    pieces.push_back({0, 4096 + 6 * 8192 + i * 4096, 4096});
+  }
+  return make(geometry, {4096 + 6 * 12288}, pieces, 2, alignment, Arrangement::planes);
+}
+
 StoreUnderTest at_random(std::uint64_t seed) {
   std::mt19937_64 random(seed);
   const Geometry geometry{std::int32_t(1 + random() % 3), std::int32_t(1 + random() % 4), 1};
@@ -100,6 +113,7 @@ std::vector<StoreCase> cases() {
     all.push_back({"PerExpert" + suffix, [=] { return per_expert(alignment); }});
     all.push_back({"Fused" + suffix, [=] { return fused(alignment); }});
     all.push_back({"Tied" + suffix, [=] { return tied(alignment); }});
+    all.push_back({"Planes" + suffix, [=] { return planes(alignment); }});
   }
   for (std::uint64_t seed = 1; seed <= 60; ++seed) {
     all.push_back({"Random" + std::to_string(seed), [=] { return at_random(seed); }});
@@ -156,6 +170,39 @@ TEST(ExtentStore, DirectReadsBeginOnPagesOfTheSlot) {
     }
   }
   EXPECT_EQ(subject.store->slot_bytes() % 4096, 0u);
+}
+
+// In planes each piece of all slots is one dense array; every byte of the arena belongs to one
+// slot.
+TEST(ExtentStore, PlanesAreDenseArrays) {
+  const auto subject = planes(512);
+  const std::int32_t slots = 5;
+  const WeightStore& store = *subject.store;
+  EXPECT_EQ(store.slot_bytes(), 12288u);
+  std::vector<int> taken(store.slot_bytes() * slots);
+  for (std::int32_t slot = 0; slot < slots; ++slot) {
+    for (std::uint64_t at = 0; at < store.slot_bytes(); ++at) {
+      ++taken.at(store.place(slot, at, slots));
+    }
+    EXPECT_EQ(store.place(slot, store.piece_at({0, 0}, 0), slots), slot * 8192u);
+    EXPECT_EQ(store.place(slot, store.piece_at({1, 2}, 1), slots), slots * 8192u + slot * 4096u);
+  }
+  EXPECT_EQ(std::ranges::count(taken, 1), std::ssize(taken));
+}
+
+TEST(ExtentStore, PlanesRefusePiecesThatDoNotFit) {
+  const std::vector<FileInfo> files = {{"packed", 1 << 20, 0}};
+  const auto refused = [&](std::vector<Piece> pieces, std::uint64_t alignment,
+                           const std::string& word) {
+    EXPECT_THAT(
+        [&] {
+          ExtentStore({1, 2, 1}, files, pieces, 1, alignment, Arrangement::planes);
+        },
+        ThrowsMessage<InvalidArgument>(HasSubstr(word)));
+  };
+  refused({{0, 0, 512}, {0, 512, 1024}}, 512, "one length");
+  refused({{0, 0, 512}, {0, 700, 512}}, 512, "whole units of 512");
+  refused({{0, 0, 500}, {0, 512, 500}}, 512, "whole units of 512");
 }
 
 TEST(ExtentStore, RefusesCountsThatDoNotMatch) {
