@@ -48,6 +48,8 @@ class Engine:
         prefetch: dict[str, int | float | str] | None = None,
         # What to bring early by its forecasts: first, last (layers ahead), least (probability), per_layer,
         # order (confidence | deadline | proximity), discount, fill. None: nothing.
+        planes: bool = False,
+        # The arena as [slots, ...] arrays, one for each piece, in place of one slot after the other.
     ) -> None: ...
     @property
     def layers(self) -> int: ...
