@@ -282,6 +282,7 @@ class Replay:
         layer_token_ns: int = 0,
         expert_ns: int = 0,
         expert_token_ns: int = 0,
+        miss_ns: int = 0,
         predictor: Predictor | None = None,
         prefetch: Mapping[str, Any] | None = None,
         emulate: tuple[float, int] | None = None,
@@ -295,14 +296,17 @@ class Replay:
         gates: NDArray[np.floating[Any]] | None = None,
         next_use: NDArray[np.int64] | None = None,
         batch: int = 1,
+        hidden: NDArray[np.floating[Any]] | None = None,
     ) -> None:
         """Forward passes of `batch` tokens each: routes [tokens, layers, top_k], gates the same,
-        next_use as NextUse.prepend gave it for these routes. Releases the GIL."""
+        next_use as NextUse.prepend gave it for these routes, hidden [tokens, layers, width] what the
+        routers read. Releases the GIL."""
     def prefill(
         self,
         routes: NDArray[np.integer[Any]],
         gates: NDArray[np.floating[Any]] | None = None,
         next_use: NDArray[np.int64] | None = None,
+        hidden: NDArray[np.floating[Any]] | None = None,
     ) -> None:
         """One forward pass over all tokens."""
     def restart(self) -> None:

@@ -9,8 +9,9 @@ to the count.
 Times are those of a quiet machine, as far as a shared one can tell: a step does the same work in every
 round, so its time is its least over the rounds, and a system's time is the mean over steps. The card is made
 the same way from measurements between the rounds: the disk with the model's own file, in bursts as a layer
-demands them, a layer and an expert by decoding with every expert in memory. Nothing is fitted to the runs
-that are compared.
+demands them, a layer and an expert by decoding with every expert in memory, and what a miss costs the
+processor by decoding with none. These are runs of their own; nothing is fitted to those that are compared,
+though `on-demand` among them does what the last of these does.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from prophet_moe.models.load import load
 from prophet_moe.models.offload import offload_of
 from prophet_moe.runreport import RunReport, build_report
 from prophet_moe.sim.machine import Machine
-from prophet_moe.sim.measure import decode_times
+from prophet_moe.sim.measure import ON_DEMAND, DecodeTimes, decode_times
 from prophet_moe.sim.own_run import OwnRoutes, replay_own, routes_of
 from prophet_moe.sim.replay import ReplayReport
 from prophet_moe.sim.systems import system_named
@@ -83,7 +84,17 @@ def real_run(model: Path, system: str, slots: str, fed: list[int]) -> Run:
     return Run(report, routes, walls, spent("stall_ns"), spent("compute_ns"))
 
 
-def measure(model: Path, expert_bytes: int, top_k: int, seconds: float) -> Machine:
+@dataclass(frozen=True)
+class Measured:
+    """This machine at one time."""
+
+    bytes_per_second: float
+    latency_ns: float
+    resident: DecodeTimes
+    demanded: DecodeTimes
+
+
+def measure(model: Path, expert_bytes: int, top_k: int, seconds: float) -> Measured:
     """This machine just now, by the model's own file of experts.
 
     The bandwidth is that of one layer's demand: as many chunks at once as top_k experts have, 16 at most, in
@@ -95,24 +106,27 @@ def measure(model: Path, expert_bytes: int, top_k: int, seconds: float) -> Machi
     burst = prophet_ext.read_bandwidth(file, seconds, chunk, depth, "auto")
     small = prophet_ext.read_bandwidth(file, seconds, 4096, 1, "auto")
     moving = max(burst["p50_ms"] - small["p50_ms"], 0.1 * burst["p50_ms"]) / 1e3
-    times = decode_times(str(model))
-    return Machine(
-        name="this machine",
+    return Measured(
         bytes_per_second=depth * chunk / moving,
-        latency_ns=round(small["p50_ms"] * 1e6),
-        chunk_bytes=CHUNK,
-        layer_ns=round(min(times.layer_ns)),
-        expert_ns=round(min(times.expert_ns)),
+        latency_ns=small["p50_ms"] * 1e6,
+        resident=decode_times(str(model)),
+        demanded=decode_times(str(model), system=ON_DEMAND),
     )
 
 
-def quiet(machines: Sequence[Machine]) -> Machine:
-    """The best of each number: what a quiet machine would have shown."""
-    least = {
-        key: min(getattr(one, key) for one in machines) for key in ("latency_ns", "layer_ns", "expert_ns")
-    }
-    most = max(one.bytes_per_second for one in machines)
-    return dataclasses.replace(machines[0], bytes_per_second=most, **least)
+def quiet(rounds: Sequence[Measured]) -> Machine:
+    """What a quiet machine would have shown: the best of each number, and of each step its best round."""
+    layer_ns = least([one.resident.layer_ns for one in rounds])
+    read_ns = least([one.demanded.layer_ns for one in rounds]) - layer_ns
+    return Machine(
+        name="this machine",
+        bytes_per_second=max(one.bytes_per_second for one in rounds),
+        latency_ns=round(min(one.latency_ns for one in rounds)),
+        chunk_bytes=CHUNK,
+        layer_ns=round(layer_ns),
+        expert_ns=round(least([one.resident.expert_ns for one in rounds])),
+        miss_ns=max(0, round(read_ns / rounds[0].resident.top_k)),
+    )
 
 
 def simulated(routes: OwnRoutes, report: RunReport, machine: Machine, experts_per_layer: int) -> ReplayReport:
@@ -172,19 +186,19 @@ def main() -> None:
     options = parser.parse_args()
     cases = list(itertools.product(options.slots.split(","), options.systems.split(",")))
     runs: dict[tuple[str, str], list[Run]] = {case: [] for case in cases}
-    machines, loads = [], []
+    measured, loads = [], []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         packed = pack(options.model, folder / "packed")
         info = inspect(str(packed))
         fed = fixed_tokens(options.steps + 1, info.vocab_size, end_tokens(info))
         for turn in range(options.rounds):
-            machines.append(measure(packed, info.expert_bytes, info.top_k, options.seconds))
+            measured.append(measure(packed, info.expert_bytes, info.top_k, options.seconds))
             loads.append(round(os.getloadavg()[0], 1))
             for slots, system in cases:
                 runs[slots, system].append(real_run(packed, system, slots, fed))
                 print(f"round {turn + 1}: {system} {slots}", file=sys.stderr)
-        machine = quiet(machines)
+        machine = quiet(measured)
         for rounds in runs.values():
             simulation = simulated(rounds[0].routes, rounds[0].report, machine, info.experts_per_layer)
             print(json.dumps(compared(rounds, simulation, machine)), flush=True)

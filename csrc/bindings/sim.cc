@@ -37,12 +37,14 @@ struct PyChunk {
   Routes routes;
   std::optional<Gates> gates;
   std::optional<Next> next;
+  std::optional<Gates> hidden;
 
   Replay::Chunk chunk() const {
     Replay::Chunk out;
     out.routes = span_of(routes);
     if (gates) out.gates = span_of(*gates);
     if (next) out.next = span_of(*next);
+    if (hidden) out.hidden = span_of(*hidden);
     return out;
   }
 };
@@ -99,7 +101,7 @@ std::unique_ptr<Replay> make_replay(
     std::uint64_t expert_bytes, const std::variant<std::string, py::function>& policy,
     const std::string& pool, bool keep, double bytes_per_second, Nanos latency_ns,
     Nanos overhead_ns, std::uint64_t chunk_bytes, int prefetch_chunks, Nanos pass_ns,
-    Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns,
+    Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns, Nanos miss_ns,
     const std::shared_ptr<PyPredictor>& predictor, const std::optional<py::dict>& prefetch,
     const std::optional<std::pair<double, std::int32_t>>& emulate, bool clairvoyant) {
   ReplayOptions options;
@@ -108,7 +110,7 @@ std::unique_ptr<Replay> make_replay(
   options.link.bytes_per_second = bytes_per_second;
   options.link.latency = latency_ns;
   options.link.overhead = overhead_ns;
-  options.times = {pass_ns, layer_ns, layer_token_ns, expert_ns, expert_token_ns};
+  options.times = {pass_ns, layer_ns, layer_token_ns, expert_ns, expert_token_ns, miss_ns};
   options.engine.slots = slots;
   if (const auto* name = std::get_if<std::string>(&policy)) {
     options.engine.policy = *name;
@@ -139,28 +141,32 @@ void register_sim(py::module_& m) {
            py::arg("latency_ns") = 0, py::arg("overhead_ns") = 0, py::arg("chunk_bytes") = 1 << 20,
            py::arg("prefetch_chunks") = 2, py::arg("pass_ns") = 0, py::arg("layer_ns") = 0,
            py::arg("layer_token_ns") = 0, py::arg("expert_ns") = 0, py::arg("expert_token_ns") = 0,
-           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
+           py::arg("miss_ns") = 0, py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
            py::arg("emulate") = py::none(), py::arg("clairvoyant") = false)
       .def(
           "decode",
           [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,
-             std::int32_t batch) {
-            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next)};
+             std::int32_t batch, std::optional<Gates> hidden) {
+            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next),
+                                std::move(hidden)};
             const Replay::Chunk spans = chunk.chunk();
             py::gil_scoped_release free;
             self.decode(spans, batch);
           },
           py::arg("routes"), py::arg("gates") = py::none(), py::arg("next_use") = py::none(),
-          py::arg("batch") = 1)
+          py::arg("batch") = 1, py::arg("hidden") = py::none())
       .def(
           "prefill",
-          [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next) {
-            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next)};
+          [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,
+             std::optional<Gates> hidden) {
+            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next),
+                                std::move(hidden)};
             const Replay::Chunk spans = chunk.chunk();
             py::gil_scoped_release free;
             self.prefill(spans);
           },
-          py::arg("routes"), py::arg("gates") = py::none(), py::arg("next_use") = py::none())
+          py::arg("routes"), py::arg("gates") = py::none(), py::arg("next_use") = py::none(),
+          py::arg("hidden") = py::none())
       .def("restart", &Replay::restart)
       .def_property_readonly("rooms", &Replay::rooms)
       .def("result", [](const Replay& self) { return to_dict(self.result()); });

@@ -40,7 +40,7 @@ void add(Counters& sum, const Counters& c) {
 }
 
 void require_times(const ComputeTimes& t) {
-  for (Nanos time : {t.pass, t.layer, t.layer_token, t.expert, t.expert_token}) {
+  for (Nanos time : {t.pass, t.layer, t.layer_token, t.expert, t.expert_token, t.miss}) {
     if (time < 0) {
       throw InvalidArgument("computing takes 0 ns or more, not " + std::to_string(time) +
                             ": mend the machine's times");
@@ -154,10 +154,12 @@ void Replay::serve(std::int32_t layer, const Wave& wave, std::span<const std::in
   engine_->lease(layer, wave.experts, lease_);
   stall_ += backend_->now() - asked;  // a slot had to become free
   LayerCounts& counts = done_.layers[layer];
+  std::size_t waited_for = 0;
   for (const Lease::Entry& entry : lease_.entries) {
     ++(entry.hit ? counts.resident : entry.coming ? counts.in_flight : counts.miss);
-    missed_ += !entry.hit;
+    waited_for += !entry.hit;
   }
+  missed_ += waited_for;
   computed_.assign(wave.experts.size(), false);
   for (std::size_t left = wave.experts.size(); left > 0;) {
     Nanos time = 0;
@@ -177,6 +179,8 @@ void Replay::serve(std::int32_t layer, const Wave& wave, std::span<const std::in
     }
   }
   engine_->release(lease_);
+  // A bound knows what comes, and asks for it when it has the time.
+  if (!bound_) compute(Nanos(waited_for) * options_.times.miss);
   ++done_.counters.waves;
 }
 
@@ -203,7 +207,7 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
     const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
     compute(options_.times.layer + tokens * options_.times.layer_token);
     engine_->step(layer);
-    if (options_.predictor || emulator_) observe(chunk, layer, begin, tokens);
+    if (options_.predictor || emulator_) observe(chunk, layer, first, tokens);
     cutter_.begin(layer, chunk.routes.data() + begin, tokens, row, rooms_[layer]);
     for (Wave wave; cutter_.next(wave);) {
       std::span<const std::int64_t> next;
@@ -218,9 +222,10 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
   }
 }
 
-void Replay::observe(const Chunk& chunk, std::int32_t layer, std::size_t begin,
+void Replay::observe(const Chunk& chunk, std::int32_t layer, std::int32_t first,
                      std::int32_t tokens) {
-  const std::size_t k = options_.geometry.top_k, row = options_.geometry.layers * k;
+  const std::size_t layers = options_.geometry.layers, k = options_.geometry.top_k;
+  const std::size_t row = layers * k, begin = first * row + layer * k;
   Glimpse glimpse{layer, tokens, static_cast<std::int32_t>(k)};
   ids_.resize(tokens * k);
   weights_.resize(tokens * k);
@@ -233,7 +238,11 @@ void Replay::observe(const Chunk& chunk, std::int32_t layer, std::size_t begin,
   }
   glimpse.experts = ids_.data();
   if (!chunk.gates.empty()) glimpse.weights = weights_.data();
-  engine_->observe(glimpse);
+  const std::size_t width = chunk.hidden.size() / (chunk.routes.size() / k);
+  if (width > 0) {
+    glimpse.hidden = chunk.hidden.data() + ((first + tokens - 1) * layers + layer) * width;
+  }
+  engine_->observe(glimpse, width);
 }
 
 std::int32_t Replay::begin(const Chunk& chunk) {
@@ -247,6 +256,12 @@ std::int32_t Replay::begin(const Chunk& chunk) {
   if (!chunk.gates.empty() && chunk.gates.size() != chunk.routes.size()) {
     throw InvalidArgument("gates are as many as routes, not " + std::to_string(chunk.gates.size()) +
                           " for " + std::to_string(chunk.routes.size()));
+  }
+  const std::size_t read = chunk.routes.size() / g.top_k;  // by routers
+  if (read == 0 ? !chunk.hidden.empty() : chunk.hidden.size() % read != 0) {
+    throw InvalidArgument(
+        "hidden states are [tokens, layers, width], but " + std::to_string(chunk.hidden.size()) +
+        " numbers are not one row for each of " + std::to_string(read) + " routers");
   }
   next_at_ = 0;
   return static_cast<std::int32_t>(chunk.routes.size() / row);

@@ -38,6 +38,7 @@ struct ComputeTimes {
   Nanos layer_token = 0;   // the same, per token
   Nanos expert = 0;        // one expert, however many of its tokens
   Nanos expert_token = 0;  // the same, per token that chose it
+  Nanos miss = 0;          // per expert that was waited for: asking, waking, colder caches
 };
 
 struct ReplayOptions {
@@ -78,12 +79,14 @@ class Replay {
   ~Replay();
 
   // Routes are [tokens, layers, top_k], dense; gates the same, or empty when not recorded. `next`
-  // is what NextUse says about these passes, or empty: only the bounds need it. Throws
-  // InvalidArgument: sizes that disagree, ids out of range.
+  // is what NextUse says about these passes, or empty: only the bounds need it. What the routers
+  // read is [tokens, layers, width], or empty. Throws InvalidArgument: sizes that disagree, ids out
+  // of range.
   struct Chunk {
     std::span<const std::int32_t> routes;
     std::span<const float> gates;
     std::span<const std::int64_t> next;
+    std::span<const float> hidden = {};
   };
   // Decodes: forward passes of `batch` tokens each (of as many sequences), the last of what is
   // left.
@@ -103,7 +106,7 @@ class Replay {
   void build();
   std::int32_t begin(const Chunk& chunk);  // its tokens
   void pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens);
-  void observe(const Chunk& chunk, std::int32_t layer, std::size_t begin, std::int32_t tokens);
+  void observe(const Chunk& chunk, std::int32_t layer, std::int32_t first, std::int32_t tokens);
   void serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next);
   void compute(Nanos time);
   void settle();

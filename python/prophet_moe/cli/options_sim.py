@@ -55,6 +55,14 @@ Predictors = Annotated[
     str | None,
     _flag("--predictor", metavar="A,B", text="Trained predictors, each of the system that it names."),
 ]
+Routers = Annotated[
+    str | None,
+    _flag(
+        "--routers",
+        metavar="MODEL",
+        text="The trace's model, for systems that apply its routers: a folder or reference-moe.",
+    ),
+]
 HeldOut = Annotated[
     str | None,
     _flag(

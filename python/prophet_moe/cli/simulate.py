@@ -112,6 +112,7 @@ def simulate(
     systems: sim_flag.SystemsList = "all",
     out: sim_flag.Results = None,
     predictor: sim_flag.Predictors = None,
+    routers: sim_flag.Routers = None,
     weights: sim_flag.Weights = None,
     lane: sim_flag.Lane = None,
     link_scale: sim_flag.LinkScale = "1",
@@ -125,6 +126,7 @@ def simulate(
     verbose: flag.Verbose = False,
 ) -> None:
     from prophet_moe.machine import cpu_count
+    from prophet_moe.models.locate import locate
     from prophet_moe.sim.geometry import read_geometry
     from prophet_moe.sim.machine_card import read_machine
     from prophet_moe.sim.results import ResultsFile, to_json
@@ -155,6 +157,7 @@ def simulate(
             held_out=held_out,
             predictor=found,
             rivals=rivals,
+            routers=None if routers is None else locate(routers),
             options=swept(sweep or ()),
         )
     )

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import prophet_ext
 from prophet_moe.formats.trace import TraceReader
 from prophet_moe.sim import replay as replays
@@ -45,12 +48,14 @@ class Cell:
     predictor: str | None  # path
     predictor_print: str | None
     predictor_seen: int | None  # how many of the sequences it has learned from
+    routers: str | None = None  # path of a checkpoint whose routers the system applies
     options: tuple[tuple[str, Option], ...] = ()  # fields of the rule of prefetching
 
     @property
     def key(self) -> str:
         """Equal for equal cells of one release; a result found under it need not be computed again."""
         facts = asdict(self) | {"trace": None, "predictor": None, "version": prophet_ext.__version__}
+        facts["routers"] = self.routers and Path(self.routers).name
         facts["results"] = VERSION
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -85,6 +90,7 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         top_k=trace.top_k,
         share=cell.slots / geometry.experts_total,
         file=None if cell.predictor is None else Path(cell.predictor),
+        routers=None if cell.routers is None else _routers(Path(cell.routers), trace),
     )
     options = dict(cell.options)
     moved = system.lossy_bytes if options.pop(LOSSY, 0) else 1.0  # of each expert's bytes
@@ -140,6 +146,14 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         "domains": domains.found,
         "wall_s": round(time.perf_counter() - began, 3),
     }
+
+
+def _routers(model: Path, trace: TraceReader) -> dict[str, NDArray[np.generic]]:
+    """The routers' weights of a checkpoint, as make_predictor takes them."""
+    from prophet_moe.predict.next_gate import router_weights
+
+    width = trace.arrays["gate_input"][1][-1]
+    return {"router": router_weights(model, trace.layers, trace.experts_per_layer, width)}
 
 
 class _Domains:

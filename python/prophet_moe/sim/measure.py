@@ -16,7 +16,7 @@ from prophet_moe.doctor import MEASURE_SECONDS, default_probe_folder, probe_file
 from prophet_moe.sim.cards import Figure
 from prophet_moe.sim.machine_card import MachineCard
 
-REFERENCE = "reference-moe"
+REFERENCE, ON_DEMAND = "reference-moe", "on-demand"
 SMALL_READ = 4096
 _STEPS = 24  # decode steps of the reference model
 _PRODUCT = 1024  # rows and columns of the matrices whose product is timed
@@ -37,8 +37,9 @@ def measure_card(name: str, path: Path | None, told: Callable[[str], None] = lam
     told("arithmetic")
     flops = _flops()
     told(f"decoding with {REFERENCE}")
-    times = decode_times(REFERENCE)
+    times, demanded = decode_times(REFERENCE), decode_times(REFERENCE, system=ON_DEMAND)
     layer_ns, expert_ns = statistics.median(times.layer_ns), statistics.median(times.expert_ns)
+    miss_ns = (statistics.median(demanded.layer_ns) - layer_ns) / times.top_k
     limit = memory.total if memory.limit is None else min(memory.total, memory.limit)
     return MachineCard(
         name=name,
@@ -71,22 +72,29 @@ def measure_card(name: str, path: Path | None, told: Callable[[str], None] = lam
             "expert_ns": _measured(
                 expert_ns, f"the engine's time for one expert of {REFERENCE}: nearly all of it overhead"
             ),
+            "miss_ns": _measured(
+                max(0.0, miss_ns),
+                f"a layer of {REFERENCE} that reads every expert, less one that reads none, waiting and "
+                "arithmetic taken off, per expert",
+            ),
         },
     )
 
 
 @dataclass(frozen=True)
 class DecodeTimes:
-    """Decode steps of one token with every expert in memory, nanoseconds, one entry a step."""
+    """Decode steps of one token, nanoseconds, one entry a step."""
 
-    layer_ns: list[float]  # a step less the engine's expert arithmetic, per MoE layer
+    top_k: int
+    layer_ns: list[float]  # a step less the engine's expert arithmetic and waiting, per MoE layer
     expert_ns: list[float]  # that arithmetic, per expert used
 
 
-def decode_times(model: str, steps: int = _STEPS) -> DecodeTimes:
+def decode_times(model: str, steps: int = _STEPS, system: str = "lru") -> DecodeTimes:
     """Loads the model with room for all experts and decodes 2 x steps tokens, the latter half timed.
 
-    What a step still waited for bytes is taken off. Raises what load raises.
+    With system "on-demand" every expert is read all the same. What a step waited for bytes is taken off.
+    Raises what load raises.
     """
     import itertools
 
@@ -94,7 +102,7 @@ def decode_times(model: str, steps: int = _STEPS) -> DecodeTimes:
     from prophet_moe.models.load import load
     from prophet_moe.models.offload import offload_of
 
-    loaded = load(model, slots="100%")
+    loaded = load(model, slots="100%", system=system)
     offload = offload_of(loaded)
     try:
         info, engine = offload.info, offload.engine
@@ -105,7 +113,7 @@ def decode_times(model: str, steps: int = _STEPS) -> DecodeTimes:
         marks = recording.whole().marks[-steps - 1 :]
     finally:
         offload.close()
-    found = DecodeTimes([], [])
+    found = DecodeTimes(info.top_k, [], [])
     for earlier, later in itertools.pairwise(marks):
         spent = later.counters["compute_ns"] - earlier.counters["compute_ns"]
         waited = later.counters["stall_ns"] - earlier.counters["stall_ns"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prophet_ext import Predictor
 
 PIECE = 2048  # tokens read at once
+HIDDEN_BYTES = 64 << 20  # of hidden states read at once
 PREFILL = 512  # prompt tokens of one forward pass
 CLAIRVOYANT = "belady"
 
@@ -115,7 +116,8 @@ def replay(
     its use; policy: one of prophet_ext.eviction_policies(), one in Python (prophet_ext.Replay), or "belady",
     which knows the future of the trace. emulate: a predictor of so much recall, so many layers ahead (0: to
     the end of the token), in place of a real one. clairvoyant: times are those of the bound of
-    csrc/sim/clairvoyant.h. progress is told how
+    csrc/sim/clairvoyant.h. A predictor that reads hidden states of the trace's width is shown those that the
+    trace has. progress is told how
     many tokens have been served since the last time; watch, at the end of each sequence, its number and what
     prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots, policy, pool or a machine that
     cannot be, sequences that do not exist, ids out of range.
@@ -144,22 +146,26 @@ def replay(
         layer_token_ns=machine.layer_token_ns,
         expert_ns=machine.expert_ns,
         expert_token_ns=machine.expert_token_ns,
+        miss_ns=machine.miss_ns,
         predictor=predictor,
         prefetch=None if prefetch is None else dict(prefetch),
         emulate=emulate,
         clairvoyant=clairvoyant,
     )
     order = range(trace.sequences) if sequences is None else sequences
-    future = _Future(trace, order, geometry, core.rooms) if policy == CLAIRVOYANT else None
+    width = _hidden_width(trace, predictor)
+    most = min(PIECE, HIDDEN_BYTES // (4 * trace.layers * width)) if width else PIECE
+    future = _Future(trace, order, geometry, core.rooms, most) if policy == CLAIRVOYANT else None
     started = False
-    for piece in _pieces(trace, order):
+    for piece in _pieces(trace, order, most):
         if cold and piece.opens and started:
             core.restart()
         started = True
         part = trace.slice(piece.first, piece.last)
         gates = None if predictor is None or part.gate_probs is None else part.gate_probs.astype(np.float32)
         following = None if future is None else future.next()
-        (core.decode if piece.decode else core.prefill)(part.experts, gates, following)
+        hidden = part.gate_input.astype(np.float32) if width and part.gate_input is not None else None
+        (core.decode if piece.decode else core.prefill)(part.experts, gates, following, hidden=hidden)
         if progress is not None:
             progress(piece.last - piece.first)
         if watch is not None and piece.closes:
@@ -208,14 +214,23 @@ def run_report(
     )
 
 
-def _pieces(trace: TraceReader, order: Sequence[int], backward: bool = False) -> Iterator[_Piece]:
+def _hidden_width(trace: TraceReader, predictor: Predictor | None) -> int:
+    """Of the hidden states that the trace has and the predictor reads; 0: none."""
+    if predictor is None or not predictor.hidden_width or not trace.has("gate_input"):
+        return 0
+    width = trace.arrays["gate_input"][1][-1]
+    return width if width == predictor.hidden_width else 0
+
+
+def _pieces(trace: TraceReader, order: Sequence[int], most: int, backward: bool = False) -> Iterator[_Piece]:
     for sequence in reversed(order) if backward else order:
-        pieces = _pieces_of(trace, sequence)
+        pieces = _pieces_of(trace, sequence, most)
         yield from reversed(pieces) if backward else pieces
 
 
-def _pieces_of(trace: TraceReader, sequence: int) -> list[_Piece]:
-    """Prompt tokens in passes of PREFILL, then decoded ones; a prompt may follow decoded tokens (chat)."""
+def _pieces_of(trace: TraceReader, sequence: int, most: int) -> list[_Piece]:
+    """Prompt tokens in passes of PREFILL, then decoded ones, `most` at once; a prompt may follow decoded
+    tokens (chat)."""
     rows = trace.rows(sequence)
     turns = [rows.start, rows.stop]
     decode = np.ones(1, bool)
@@ -226,7 +241,7 @@ def _pieces_of(trace: TraceReader, sequence: int) -> list[_Piece]:
         decode = phase[np.r_[0, changes]]
     pieces = []
     for first, last, decoded in zip(turns, turns[1:], decode.tolist(), strict=False):
-        step = PIECE if decoded else PREFILL
+        step = max(1, most) if decoded else PREFILL
         for at in range(first, last, step):
             end = min(at + step, last)
             pieces.append(_Piece(sequence, at, end, decoded, at == rows.start, end == rows.stop))
@@ -237,12 +252,17 @@ class _Future:
     """Next uses of every piece, found from the end of the trace and kept in an unnamed file."""
 
     def __init__(
-        self, trace: TraceReader, order: Sequence[int], geometry: dict[str, int], rooms: list[int]
+        self,
+        trace: TraceReader,
+        order: Sequence[int],
+        geometry: dict[str, int],
+        rooms: list[int],
+        most: int,
     ) -> None:
         backward = prophet_ext.NextUse(**geometry, rooms=rooms)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
         self._places: list[tuple[int, int]] = []
-        for piece in _pieces(trace, order, backward=True):
+        for piece in _pieces(trace, order, most, backward=True):
             experts = trace.slice(piece.first, piece.last).experts
             uses = backward.prepend(experts, 1 if piece.decode else len(experts))
             self._places.append((self._file.tell(), uses.nbytes))

@@ -42,6 +42,7 @@ class Sweep:
     held_out: str | None = None  # sequences, "60" or "20%"; None: all of the trace
     predictor: Path | None = None  # of system prophet
     rivals: tuple[tuple[str, Path], ...] = ()  # system, the predictor trained for it
+    routers: Path | None = None  # a checkpoint of the trace's model
     options: tuple[tuple[str, tuple[Option, ...]], ...] = ()  # swept, of systems with a predictor
 
 
@@ -61,10 +62,11 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     seen = _seen(trace, sequences, sweep.predictor)
     files = dict(sweep.rivals) | ({} if sweep.predictor is None else {PROPHET: sweep.predictor})
     of_trace = fingerprint(sweep.trace)
-    missing = [why for name in sweep.systems if (why := left_out(name, files))]
+    given = (files, trace.has("gate_input"), sweep.routers is not None)
+    missing = [why for name in sweep.systems if (why := left_out(name, *given))]
     cells = []
     for scale, name in itertools.product(sweep.link_scales, sweep.systems):
-        if left_out(name, files):
+        if left_out(name, *given):
             continue
         system = system_named(name)
         sizes = (EVERYTHING,) if system.bound == "resident" else sweep.slots
@@ -89,6 +91,7 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
                 predictor=None if file is None else str(file),
                 predictor_print=None if file is None else fingerprint(file),
                 predictor_seen=seen if name == PROPHET else None,
+                routers=str(sweep.routers) if sweep.routers and system.router else None,
                 options=options,
             )
             cells.append(cell)

@@ -24,20 +24,23 @@ def parse_systems(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def left_out(name: str, trained: Collection[str] = (), hidden: bool = False) -> str | None:
+def left_out(
+    name: str, trained: Collection[str] = (), hidden: bool = False, routers: bool = False
+) -> str | None:
     """Why a system cannot be replayed here; None where it can.
 
-    trained: systems for which there is a predictor's file; hidden: the trace has hidden states.
+    trained: systems for which there is a predictor's file; hidden: the trace has hidden states; routers: the
+    weights of the model's routers are at hand.
     """
     system = system_named(name)
     if system.absent:
         return f"{name} needs {system.absent}"
-    if system.router:
-        return f"{name} needs the routers' weights and hidden states, which a replay does not have"
     if system.hidden and not hidden:
         return f"{name} needs hidden states (gate_input), which this trace does not have"
+    if system.router and not routers:
+        return f"{name} needs the weights of the model's routers (--routers MODEL)"
     if system.trained and name not in trained:
-        return f"{name} needs a predictor trained for this geometry (--predictor FILE)"
+        return f"{name} needs a predictor trained for it (prophet train --kind {name}, then --predictor FILE)"
     return None
 
 

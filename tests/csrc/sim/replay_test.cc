@@ -229,6 +229,55 @@ TEST(Replay, APredictorHearsRoutesAndGates) {
   EXPECT_EQ(replay.result().counters.foresight_steps, 12u * kGeometry.layers);
 }
 
+// Remembers what routers read.
+class Reader final : public Predictor {
+ public:
+  explicit Reader(std::vector<float>& read) : read_(read) {}
+  std::string name() const override { return "reader"; }
+  std::int32_t hidden_width() const override { return 2; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override {
+    if (glimpse.hidden == nullptr) return;
+    read_.insert(read_.end(), glimpse.hidden, glimpse.hidden + 2);
+  }
+
+ private:
+  std::vector<float>& read_;
+};
+
+TEST(Replay, APredictorIsShownWhatTheRoutersReadOfThePasssLastToken) {
+  const std::int32_t tokens = 5, layers = kGeometry.layers;
+  const auto routes = make_routes(kGeometry, tokens, false, 1);
+  std::vector<float> hidden(tokens * layers * 2), read, expected;
+  for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = float(i);
+  ReplayOptions options = options_for(kGeometry, 24);
+  options.predictor = [&] { return std::make_unique<Reader>(read); };
+  Replay replay(options);
+  replay.decode({routes, {}, {}, hidden}, 2);  // tokens 0 1, 2 3, 4
+  for (std::int32_t last : {1, 3, 4}) {
+    const auto from = hidden.begin() + last * layers * 2;
+    expected.insert(expected.end(), from, from + layers * 2);
+  }
+  EXPECT_EQ(read, expected);
+  replay.decode({routes, {}, {}});
+  EXPECT_EQ(read.size(), expected.size());
+  hidden.pop_back();
+  EXPECT_THROW(replay.decode({routes, {}, {}, hidden}), InvalidArgument);
+}
+
+TEST(Replay, AMissCostsTheProcessorItsShare) {
+  const auto routes = make_routes(kGeometry, 8, false, 1);
+  ReplayOptions options = options_for(kGeometry, 24);
+  Replay plain(options);
+  plain.decode({routes, {}, {}});
+  options.times.miss = 1000;
+  Replay costly(options);
+  costly.decode({routes, {}, {}});
+  const Counters a = plain.result().counters, b = costly.result().counters;
+  EXPECT_EQ(a.misses, b.misses);
+  EXPECT_EQ(b.now_ns - a.now_ns, Nanos(a.misses) * 1000);
+}
+
 TEST(Replay, WishesMoveDuringCompute) {
   // A wished expert of two chunks lands while the processor is busy, although no thread runs.
   ReplayOptions options = options_for(kGeometry, 24);

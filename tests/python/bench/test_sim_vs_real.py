@@ -9,6 +9,7 @@ import sim_vs_real
 from prophet_moe.formats.packed import pack
 from prophet_moe.models.inspect import inspect
 from prophet_moe.sim.machine import Machine
+from prophet_moe.sim.measure import DecodeTimes
 
 MACHINE = Machine("a test", bytes_per_second=1e9, latency_ns=50_000, layer_ns=100_000, expert_ns=10_000)
 
@@ -45,7 +46,13 @@ def test_a_step_counts_by_its_quietest_round() -> None:
     assert sim_vs_real.least([[3.0, 9.0], [5.0, 1.0]]) == 2.0
 
 
+def times(layer_ns: list[float], expert_ns: list[float]) -> DecodeTimes:
+    return DecodeTimes(2, layer_ns, expert_ns)
+
+
 def test_the_quiet_machine_has_the_best_of_each() -> None:
-    slow = dataclasses.replace(MACHINE, bytes_per_second=5e8, layer_ns=90_000)
-    best = sim_vs_real.quiet([MACHINE, slow])
-    assert (best.bytes_per_second, best.layer_ns, best.expert_ns) == (1e9, 90_000, 10_000)
+    first = sim_vs_real.Measured(1e9, 5e4, times([100.0, 300.0], [9.0]), times([400.0, 400.0], [50.0]))
+    second = sim_vs_real.Measured(5e8, 4e4, times([200.0, 200.0], [8.0]), times([500.0, 380.0], [50.0]))
+    best = sim_vs_real.quiet([first, second])
+    assert (best.bytes_per_second, best.latency_ns, best.layer_ns, best.expert_ns) == (1e9, 40_000, 150, 8)
+    assert best.miss_ns == 120  # (390 - 150) for two experts

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import prophet_ext
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.formats.trace import TraceReader
+from prophet_moe.formats.trace import TraceReader, TraceWriter
 from prophet_moe.sim.cell import INSTANT, run_cell
 from prophet_moe.sim.geometry import Geometry, read_geometry
 from prophet_moe.sim.machine import Machine
@@ -80,8 +81,8 @@ def test_a_system_that_cannot_be_given_what_it_needs_says_so(name: str) -> None:
         ("promoe", "hidden states"),
         ("prescope", "hidden states"),
         ("floe", "hidden states"),
-        ("fate", "routers' weights"),
-        ("expertflow-2025", "routers' weights"),
+        ("fate", "hidden states"),
+        ("expertflow-2025", "hidden states"),
         ("expertflow", "reads the text"),
         ("pre-attention", "before each attention"),
         ("duoserve", "--predictor"),
@@ -94,6 +95,38 @@ def test_what_a_trace_lacks_leaves_a_system_out_by_name(name: str, why: str) -> 
     assert said.startswith(f"{name} needs")
     assert why in said
     assert left_out("duoserve", ["duoserve"]) is None
+    assert left_out("promoe", ["promoe"], hidden=True) is None
+    assert "--routers" in (left_out("fate", hidden=True) or "")
+    assert left_out("fate", hidden=True, routers=True) is None
+
+
+def test_what_the_routers_read_is_shown_to_those_who_read_it(write_trace: MakeTrace, tmp_path: Path) -> None:
+    # A model whose routers read, at layer l, exactly what the router of layer l + 1 will choose.
+    plain = write_trace([40, 30])
+    L, E = plain.layers, plain.experts_per_layer
+    chosen = np.asarray(plain.map("experts"))
+    ones = np.zeros((plain.tokens, L, E), np.float32)
+    np.put_along_axis(ones[:, :-1], chosen[:, 1:].astype(np.int64), 8.0, 2)
+    path = tmp_path / "with-hidden.safetensors"
+    with TraceWriter(path, model="m", layers=L, experts_per_layer=E, top_k=plain.top_k, hidden=E) as writer:
+        for s in range(plain.sequences):
+            rows, part = plain.rows(s), plain.sequence(s)
+            writer.append(part.experts, gate_probs=part.gate_probs, token_id=part.token_id,
+                          phase=part.phase, gate_input=ones[rows.start : rows.stop])  # fmt: skip
+            writer.end_sequence()
+    model = tmp_path / "model"
+    model.mkdir()
+    gates = {f"layers.{i}.gate.weight": np.eye(E, dtype=np.float32) for i in range(L)}
+    save_file(gates, model / "model.safetensors")
+    systems = ("lru", "fate", "promoe")
+    cells, missing = cells_of(
+        Sweep(path, MODEL, CARD, ("50%",), systems, routers=model, link_scales=(1000.0,))
+    )
+    assert [why.split()[0] for why in missing] == ["promoe"]
+    lines = {cell.system: run_cell(cell) for cell in cells}
+    first, *others = lines["fate"]["layer_misses"]
+    assert sum(others) == 0 < first  # the first layer has none before it
+    assert min(lines["lru"]["layer_misses"]) > 0
 
 
 def test_predictors_are_made_or_refused_by_name() -> None:
