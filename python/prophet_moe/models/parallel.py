@@ -40,7 +40,7 @@ class Ranks:
     config: Any = dataclasses.field(repr=False)  # transformers' DistributedConfig
 
     def experts(self, per_layer: int) -> range:
-        """The experts of a layer of `per_layer` that are this rank's. Raises InvalidArgument: no even parts."""
+        """This rank's of a layer of `per_layer` experts. Raises InvalidArgument: no even parts."""
         own = per_layer // self.parts
         if own * self.parts != per_layer:
             raise InvalidArgument(

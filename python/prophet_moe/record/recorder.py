@@ -83,7 +83,7 @@ def record(
             path,
             model=name,
             layers=first.experts.shape[1],
-            experts_per_layer=max(int(m.num_experts) for m in require_experts(model).values()),
+            experts_per_layer=_experts_per_layer(model),
             top_k=first.experts.shape[2],
             hidden=0 if first.gate_input is None else first.gate_input.shape[2],
             hidden_dtype=hidden or "F16",
@@ -169,12 +169,24 @@ def _fingerprint(prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> str
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
+def _offload(model: Any) -> Offload | None:
+    """None for a model of transformers."""
+    return next((value for value in vars(model).values() if isinstance(value, Offload)), None)
+
+
+def _experts_per_layer(model: Any) -> int:
+    """Those that the router chooses among; a rank's modules count their own."""
+    offload = _offload(model)
+    parts = 1 if offload is None or offload.ranks is None else offload.ranks.parts
+    return parts * max(int(module.num_experts) for module in require_experts(model).values())
+
+
 def _arithmetic(model: Any) -> str:
     """Whose rounding the routing shows."""
-    found = [value for value in vars(model).values() if isinstance(value, Offload)]
-    if not found:
+    offload = _offload(model)
+    if offload is None:
         return "transformers"
-    return "prophet, exact" if found[0].exact else "prophet"
+    return "prophet, exact" if offload.exact else "prophet"
 
 
 @contextmanager
