@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prophet_ext import Predictor
 
 PROPHET = "prophet"
+_SURE_AND_SOON = {"last": 3, "least": 0.9}  # docs/foresight.md, "On real bytes"
 
 PolicyFactory = Callable[[int, int, int], object]
 
@@ -55,6 +56,18 @@ class System:
     def bounded(self) -> bool:
         """No real system can be this one."""
         return bool(self.bound)
+
+    def prefetch_from_disk(self) -> dict[str, Any] | None:
+        """Its rule of prefetching where experts come from a disk.
+
+        A copy over a link to host memory costs nothing but idle time of the link; a read costs processor
+        time and memory bandwidth that the layers want. Prophet therefore reads early only what is all but
+        certain. The rivals keep their own rules.
+        """
+        if self.prefetch is None:
+            return None
+        rule = dict(self.prefetch)
+        return rule | _SURE_AND_SOON if self.name == PROPHET else rule
 
 
 SYSTEMS: dict[str, System] = {fields["name"]: System(**fields) for fields in prophet_ext.systems()}

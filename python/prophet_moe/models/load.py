@@ -41,7 +41,6 @@ _DTYPE_NAMES = {
     "bf16": torch.bfloat16,
 }
 
-_SURE_AND_SOON = {"last": 3, "least": 0.9}  # docs/foresight.md, "On real bytes"
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # an environment variable of transformers
 
 Progress = Callable[[int, int], None]  # (bytes read so far, bytes to read)
@@ -59,6 +58,7 @@ def load(
     threads: int | None = None,
     pool: str = "global",
     context: int | None = None,
+    sequences: int = 1,
     io: str = "auto",
     timeline: bool = False,
     predictor: str | os.PathLike[str] | None = None,
@@ -79,6 +79,7 @@ def load(
         Decode steps of a model with small dense matrices run on one thread of torch, which is faster.
     pool: "global" lets any slot hold any expert, "per-layer" divides the slots evenly.
     context: tokens the KV cache must hold within the budget; None: at most 2048.
+    sequences: how many of such contexts it must hold, of requests computed together.
     predictor: a predictor that was trained for the system: a file, or for system prophet the name of one in
         the package; None with system prophet takes the one in the package that was trained for this
         geometry.
@@ -117,7 +118,9 @@ def load(
         bound_library_memory()
         memory = machine.memory if ranks is None else ranks.memory
         try:
-            plan = plan_memory(info, budget=budget, slots=slots, context=tokens, pool=pool, memory=memory)
+            plan = plan_memory(
+                info, budget=budget, slots=slots, context=tokens, batch=sequences, pool=pool, memory=memory
+            )
         except BudgetError:
             raise
         except ValueError as error:
@@ -133,7 +136,7 @@ def load(
             policy=str(recipe.policy),
             pool=pool,
             keep=recipe.keep,
-            prefetch=_from_disk(recipe),
+            prefetch=recipe.prefetch_from_disk(),
             io=io,
             threads=threads or (0 if ranks is None else ranks.threads),
             timeline=timeline,
@@ -171,19 +174,6 @@ def _require_divisible(system: System, exact: bool) -> None:
             f"{system.name} was trained on the routing to all experts, and a rank sees its own: choose a "
             f"system without training, such as {AUTO_SYSTEM}, with expert_parallel."
         )
-
-
-def _from_disk(system: System) -> dict[str, Any] | None:
-    """The system's rule of prefetching where experts come from a disk.
-
-    A copy over a link to host memory costs nothing but idle time of the link; a read costs processor time
-    and memory bandwidth that the layers want. Prophet therefore reads early only what is all but certain.
-    The rivals keep their own rules.
-    """
-    if system.prefetch is None:
-        return None
-    rule = dict(system.prefetch)
-    return rule | _SURE_AND_SOON if system.name == PROPHET else rule
 
 
 def _predictor(
