@@ -146,6 +146,9 @@ struct CudaBankCall {
                                       // layers past the last are left alone
 };
 
+struct HitPath;  // hit_path.h
+struct HitPathCall;
+
 struct CudaKernels {
   std::uint32_t version;  // kCudaKernelsVersion
   std::uint32_t size;     // sizeof(CudaKernels)
@@ -157,6 +160,9 @@ struct CudaKernels {
   int (*dequantise)(const CudaDequantiseCall* call, void* stream);
   int (*predict)(const CudaBank* bank, const CudaBankState* state, const CudaBankCall* call,
                  void* stream);
+  // Layers served without the host: see hit_path.h.
+  int (*route)(const HitPath* path, const HitPathCall* call, void* stream);
+  int (*seal)(const HitPath* path, const HitPathCall* call, void* stream);
 };
 
 }  // namespace prophet
