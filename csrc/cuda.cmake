@@ -1,0 +1,51 @@
+# CUDA, where there is some: libprophet_cuda.so for devices (PROPHET_CUDA), and the same sources over
+# an emulated runtime for tests (PROPHET_CUDA_EMULATION). Nothing else is linked to CUDA.
+set(PROPHET_CUDA AUTO CACHE STRING "the CUDA library: AUTO (when nvcc is found), ON (required), OFF")
+set_property(CACHE PROPHET_CUDA PROPERTY STRINGS AUTO ON OFF)
+option(PROPHET_CUDA_EMULATION "build the CUDA library over the emulated runtime, for tests" OFF)
+
+if(NOT PROPHET_CUDA STREQUAL "OFF")
+  # Often installed and not on PATH; CMake alone would miss it there.
+  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    find_program(PROPHET_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
+                 PATH_SUFFIXES bin)
+    if(PROPHET_NVCC)
+      set(CMAKE_CUDA_COMPILER ${PROPHET_NVCC})
+    endif()
+  endif()
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    # Machine code for each; the last also as PTX, for what is newer than all of them.
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 120)
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/device/cuda/*_cuda.cc csrc/device/cuda/*_cuda.cu
+      csrc/kernels/*_cuda.cu)
+    add_library(prophet_cuda MODULE ${cuda_sources})
+    target_include_directories(prophet_cuda PRIVATE csrc)
+    set_target_properties(prophet_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20
+      CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
+    target_compile_options(prophet_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2>)
+    target_link_libraries(prophet_cuda PRIVATE CUDA::cudart_static)
+    target_link_options(prophet_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,--no-undefined)
+    install(TARGETS prophet_cuda DESTINATION .)
+    message(STATUS "CUDA library: ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}; "
+      "PROPHET_CUDA=OFF leaves it out")
+  elseif(PROPHET_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "PROPHET_CUDA=ON, but no nvcc was found: set CUDA_HOME")
+  else()
+    message(STATUS "no nvcc found: this build runs on the CPU only (set CUDA_HOME for the CUDA library)")
+  endif()
+endif()
+
+if(PROPHET_CUDA_EMULATION)
+  find_path(PROPHET_CUDA_INCLUDE cuda_runtime_api.h HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
+            PATH_SUFFIXES include)
+  if(NOT PROPHET_CUDA_INCLUDE)
+    message(FATAL_ERROR "PROPHET_CUDA_EMULATION=ON needs the headers of a CUDA toolkit: set CUDA_HOME")
+  endif()
+  add_subdirectory(tests/cuda_emulation)
+endif()
