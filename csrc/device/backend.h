@@ -47,7 +47,7 @@ struct LaneStats {
 
 // What the staging tier has done since the backend was made; all zero without one.
 struct StagingStats {
-  std::array<LaneStats, kLanes> read;    // files to staging, by the class that asked first
+  std::array<LaneStats, kLanes> read;    // files to staging
   std::uint64_t found_bytes = 0;         // that copies found there: they cost the link alone
   std::uint64_t dropped_bytes = 0;       // that made room for others
   std::uint64_t capacity = 0, held = 0;  // bytes

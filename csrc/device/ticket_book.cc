@@ -13,8 +13,8 @@ Ticket TicketBook::issue() {
 
 void TicketBook::land(Ticket ticket) { pending_.erase(ticket); }
 
-void TicketBook::fail(Ticket ticket, std::string why) {
-  failed_[ticket].why = std::move(why);
+void TicketBook::fail(Ticket ticket, std::string why, bool device) {
+  failed_[ticket] = {std::move(why), device, false};
   pending_.erase(ticket);
 }
 
@@ -31,6 +31,7 @@ bool TicketBook::landed(Ticket ticket) {
   const auto at = failed_.find(ticket);
   if (at == failed_.end()) return true;
   const std::string why = at->second.why;
+  const bool device = at->second.device;
   if (!at->second.thrown) {
     at->second.thrown = true;
     thrown_.push_back(ticket);
@@ -39,6 +40,7 @@ bool TicketBook::landed(Ticket ticket) {
       thrown_.pop_front();
     }
   }
+  if (device) throw DeviceError(why);
   throw ReadError(why);
 }
 

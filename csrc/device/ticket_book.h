@@ -24,17 +24,18 @@ class TicketBook {
 
   Ticket issue();
   void land(Ticket ticket);
-  void fail(Ticket ticket, std::string why);
+  // `device`: not the reading failed but the device, which is DeviceError instead of ReadError.
+  void fail(Ticket ticket, std::string why, bool device = false);
 
   // Landed or failed. Throws InvalidArgument for a number never issued.
   bool settled(Ticket ticket) const;
-  // Landed. Throws ReadError with the reason if it failed, InvalidArgument as above.
+  // Landed. Throws ReadError or DeviceError with the reason if it failed, InvalidArgument as above.
   bool landed(Ticket ticket);
 
  private:
   struct Failure {
     std::string why;
-    bool thrown = false;
+    bool device = false, thrown = false;
   };
   Ticket last_ = 0;
   std::unordered_set<Ticket> pending_;

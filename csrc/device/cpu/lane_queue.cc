@@ -29,6 +29,18 @@ void LaneQueue::after(Lane lane, Ticket ticket) {
   waiting_[static_cast<std::size_t>(lane)].push_back({ticket, true, nullptr, {}});
 }
 
+void LaneQueue::promote(Ticket ticket) {
+  Lock lock(mutex_);
+  auto& early = waiting_[static_cast<std::size_t>(Lane::prefetch)];
+  const auto at = std::find_if(early.begin(), early.end(), [&](const Entry& entry) {
+    return !entry.barrier && entry.ticket == ticket;
+  });
+  if (at == early.end()) return;
+  waiting_[static_cast<std::size_t>(Lane::demand)].push_back(*at);
+  early.erase(at);
+  work_.notify_one();
+}
+
 bool LaneQueue::startable(std::deque<Entry>& waiting) {
   while (!waiting.empty() && waiting.front().barrier && tickets_.settled(waiting.front().ticket)) {
     waiting.pop_front();
@@ -70,7 +82,14 @@ std::optional<FileRead> LaneQueue::next_or_wait() {
 }
 
 void LaneQueue::finish(const FileRead& read) {
-  Lock lock(mutex_);
+  {
+    Lock lock(mutex_);
+    settle(read);
+  }
+  if (bell_) bell_(read);
+}
+
+void LaneQueue::settle(const FileRead& read) {
   if (read.why.empty()) {
     meter_.landed(read.lane, read.size, now());
     tickets_.land(read.ticket);
@@ -95,15 +114,26 @@ void LaneQueue::stop() {
 }
 
 void LaneQueue::break_down(const std::string& why) {
-  Lock lock(mutex_);
-  broken_ = why;
-  for (auto& waiting : waiting_) {
-    for (const Entry& entry : waiting) {
-      if (!entry.barrier) tickets_.fail(entry.ticket, why);
+  std::vector<FileRead> dropped;
+  {
+    Lock lock(mutex_);
+    broken_ = why;
+    for (auto& waiting : waiting_) {
+      for (const Entry& entry : waiting) {
+        if (entry.barrier) continue;
+        tickets_.fail(entry.ticket, why);
+        FileRead& read = dropped.emplace_back();
+        read.ticket = entry.ticket;
+        read.to = entry.to;
+        read.why = why;
+      }
+      waiting.clear();
     }
-    waiting.clear();
+    settled_.notify_all();
   }
-  settled_.notify_all();
+  for (const FileRead& read : dropped) {
+    if (bell_) bell_(read);
+  }
 }
 
 bool LaneQueue::poll(Ticket ticket) {

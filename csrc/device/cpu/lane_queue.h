@@ -11,10 +11,13 @@
 #include <array>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "device/cpu/file_read.h"
 #include "device/lane_meter.h"
@@ -26,11 +29,18 @@ class LaneQueue {
  public:
   static constexpr int kPrefetchInFlight = 2;
 
-  explicit LaneQueue(int depth) : depth_(depth) {}
+  // Told of each read that has landed or failed (read.why), without the lock, by the thread that
+  // ended it.
+  using Bell = std::function<void(const FileRead&)>;
+
+  explicit LaneQueue(int depth, Bell bell = {}) : depth_(depth), bell_(std::move(bell)) {}
 
   // For callers of the backend.
   Ticket push(Lane lane, std::byte* to, const Extent& from);
   void after(Lane lane, Ticket ticket);
+  // A prefetch that has not started becomes a demand, behind those that wait. It leaves what its
+  // lane was told to go after behind.
+  void promote(Ticket ticket);
   bool poll(Ticket ticket);
   void wait_any(std::span<const Ticket> tickets);
   void wait(Ticket ticket);
@@ -60,8 +70,10 @@ class LaneQueue {
 
   std::optional<FileRead> next_locked();
   bool startable(std::deque<Entry>& waiting);
+  void settle(const FileRead& read);
 
   const int depth_;
+  const Bell bell_;
   mutable std::mutex mutex_;
   std::condition_variable work_;     // something may start
   std::condition_variable settled_;  // something landed or failed

@@ -1,0 +1,306 @@
+#include "device/cuda/cuda_copies.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.h"
+
+namespace prophet {
+namespace {
+
+// A demand that comes now waits for no more than what is under way for prefetches: reads that the
+// disk has been given, and one block on the link.
+constexpr int kEarlyReads = LaneQueue::kPrefetchInFlight;
+// Enough to keep the link busy while a landing is noticed.
+constexpr std::size_t kDemandInFlight = 8;
+
+std::string bytes_text(std::uint64_t bytes) { return std::to_string(bytes) + " bytes"; }
+
+}  // namespace
+
+Ticket CudaCopies::copy(Lane lane, std::byte* to, const Extent& from) {
+  Lock lock(mutex_);
+  const Ticket ticket = tickets_.issue();
+  if (!lost_.empty()) {
+    tickets_.fail(ticket, lost_, true);
+    return ticket;
+  }
+  Copy& copy = copies_[ticket];
+  copy.ticket = ticket;
+  copy.lane = lane;
+  Link& l = link(lane);
+  Epoch* epoch = to == nullptr ? nullptr : &l.epochs.back();
+  const std::uint64_t most = pool_->block_bytes();
+  for (std::uint64_t at = 0; at < from.bytes; at += most) {
+    const Extent part{from.file, from.offset + at, std::min(most, from.bytes - at), 0};
+    l.waiting.push_back({&copy, to == nullptr ? nullptr : to + at, part, epoch, nullptr});
+    ++copy.unlanded;
+    ++copy.unstarted;
+    if (epoch != nullptr) ++epoch->unstarted;
+  }
+  pump();
+  return ticket;
+}
+
+void CudaCopies::pump() {
+  for (bool moved = !stopped_; moved;) {  // a run that fails may let others go on
+    moved = false;
+    for (Lane lane : {Lane::demand, Lane::prefetch}) admit(lane);
+    for (Lane lane : {Lane::demand, Lane::prefetch}) {
+      while (may_start(lane)) {
+        start(lane);
+        moved = true;
+      }
+    }
+  }
+}
+
+// Prefetches leave most of the pool to demands.
+bool CudaCopies::may_admit(Lane lane) const {
+  if (lane == Lane::demand) return true;
+  const std::uint64_t blocks = pool_->capacity() / pool_->block_bytes();
+  return early_reads_ < kEarlyReads && early_held_ < blocks / 4 &&
+         links_[index(Lane::demand)].waiting.empty();
+}
+
+// Gives blocks to runs that wait for one, in order.
+void CudaCopies::admit(Lane lane) {
+  std::deque<Run>& waiting = link(lane).waiting;
+  while (!waiting.empty() && may_admit(lane)) {
+    Run run = waiting.front();
+    HostPool::Block* block = pool_->find(run.from);
+    if (block == nullptr) {
+      block = pool_->take(run.from);
+      if (block == nullptr) return;
+      reading_[block->memory] = {block, 0, lane, {}};
+    }
+    waiting.pop_front();
+    run.block = block;
+    pool_->use(*block);
+    early_held_ += lane == Lane::prefetch;
+    if (run.to != nullptr && !run.copy->moving) {
+      run.copy->moving = true;
+      meter_.started(lane, LaneQueue::now());
+    }
+    if (block->state == HostPool::Block::State::ready) {
+      if (run.to != nullptr) found_bytes_ += block->held;
+      ready(run);
+      continue;
+    }
+    Reading& reading = reading_[block->memory];
+    reading.runs.push_back(run);
+    if (reading.read == 0) {
+      start_read(reading, run.from);
+    } else if (lane == Lane::demand && reading.lane == Lane::prefetch) {
+      disk_.promote(reading.read);
+      reading.lane = Lane::demand;
+      --early_reads_;
+      wake_();
+    }
+  }
+}
+
+void CudaCopies::start_read(Reading& reading, const Extent& run) {
+  early_reads_ += reading.lane == Lane::prefetch;
+  const Ticket ticket = disk_.push(reading.lane, reading.block->memory, run);
+  reading.read = ticket;
+  wake_();
+  try {
+    disk_.poll(ticket);
+  } catch (const ReadError& error) {  // broken down: such reads end at once, without the bell
+    FileRead read;
+    read.ticket = ticket;
+    read.to = reading.block->memory;
+    read.why = error.what();
+    ended(read);
+  }
+}
+
+void CudaCopies::read(const FileRead& read) {
+  Lock lock(mutex_);
+  ended(read);
+  pump();
+}
+
+void CudaCopies::ended(const FileRead& read) {
+  const auto at = reading_.find(read.to);
+  if (at == reading_.end() || at->second.read != read.ticket) return;
+  const Reading reading = std::move(at->second);
+  reading_.erase(at);
+  early_reads_ -= reading.lane == Lane::prefetch;
+  if (read.why.empty()) {
+    pool_->filled(*reading.block, read.size);
+    for (const Run& run : reading.runs) ready(run);
+  } else {
+    try {
+      disk_.poll(read.ticket);
+    } catch (const ReadError&) {  // told: the disk may forget it
+    }
+    for (const Run& run : reading.runs) {
+      started(run);
+      done(run, read.why, false);
+    }
+    pool_->drop(*reading.block);
+  }
+}
+
+void CudaCopies::ready(const Run& run) {
+  if (run.to != nullptr && lost_.empty()) return run.epoch->ready.push_back(run);
+  started(run);
+  done(run, lost_, true);
+}
+
+bool CudaCopies::may_start(Lane lane) {
+  Link& l = link(lane);
+  const bool full = lane == Lane::demand
+                        ? l.flights.size() >= kDemandInFlight
+                        : !l.flights.empty() || !link(Lane::demand).flights.empty();
+  if (full) return false;
+  while (l.epochs.size() > 1 && l.epochs.front().unstarted == 0) l.epochs.pop_front();
+  Epoch& epoch = l.epochs.front();
+  return !epoch.ready.empty() && passable(epoch);
+}
+
+// Every ticket is settled or has an event that a stream can wait for.
+bool CudaCopies::passable(Epoch& epoch) {
+  std::erase_if(epoch.behind, [&](Ticket ticket) { return tickets_.settled(ticket); });
+  return std::all_of(epoch.behind.begin(), epoch.behind.end(),
+                     [&](Ticket ticket) { return event_of(ticket) != nullptr; });
+}
+
+void* CudaCopies::event_of(Ticket ticket) {
+  const auto mark = marks_.find(ticket);
+  if (mark != marks_.end()) return mark->second;
+  const auto copy = copies_.find(ticket);
+  return copy == copies_.end() || copy->second.unstarted > 0 ? nullptr : copy->second.event;
+}
+
+// Hands the lane's next run to its stream.
+void CudaCopies::start(Lane lane) {
+  Link& l = link(lane);
+  Epoch& epoch = l.epochs.front();
+  const Run run = epoch.ready.front();
+  epoch.ready.pop_front();
+  void* event = nullptr;
+  try {
+    event = events_.take();
+  } catch (const DeviceError& error) {
+    started(run);
+    done(run, error.what(), true);
+    return look_for_loss(error.what());
+  }
+  void* stream = l.stream.get();
+  const std::string what = "copying " + bytes_text(run.block->held) + " to the device";
+  int code = kCudaSuccess;
+  for (Ticket ticket : epoch.behind) {
+    code = code != kCudaSuccess ? code : api_.stream_wait_event(stream, event_of(ticket));
+  }
+  if (code == kCudaSuccess) {
+    epoch.behind.clear();
+    code = api_.copy_async(run.to, run.block->memory, run.block->held, CudaCopy::to_device, stream);
+    if (code == kCudaSuccess) {
+      code = api_.event_record(event, stream);
+      // Without an event nobody knows when the block is free: wait here, once.
+      if (code != kCudaSuccess) api_.stream_synchronize(stream);
+    }
+  }
+  started(run);
+  if (code != kCudaSuccess) {
+    events_.give_back(event);
+    return fail_by_device(run, code, what);
+  }
+  run.copy->event = event;
+  l.flights.push_back({run, event});
+  l.flying.notify_one();
+  if (run.copy->unstarted == 0) settled_.notify_all();
+}
+
+void CudaCopies::started(const Run& run) {
+  --run.copy->unstarted;
+  if (run.epoch != nullptr) --run.epoch->unstarted;
+}
+
+// A run is over, whatever became of it; so is its copy with the last.
+void CudaCopies::done(const Run& run, const std::string& why, bool device) {
+  Copy& copy = *run.copy;
+  if (run.block != nullptr) {
+    if (why.empty()) copy.held += run.block->held;
+    pool_->unuse(*run.block);
+    early_held_ -= copy.lane == Lane::prefetch;
+  }
+  if (copy.why.empty() && !why.empty()) {
+    copy.why = why;
+    copy.device = device;
+  }
+  if (--copy.unlanded > 0) return;
+  const Nanos now = LaneQueue::now();
+  if (copy.moving) {
+    if (copy.why.empty()) {
+      meter_.landed(copy.lane, copy.held, now);
+    } else {
+      meter_.failed(copy.lane, now);
+    }
+  }
+  if (copy.why.empty()) {
+    tickets_.land(copy.ticket);
+  } else {
+    tickets_.fail(copy.ticket, copy.why, copy.device);
+  }
+  copies_.erase(copy.ticket);
+  settled_.notify_all();
+}
+
+void CudaCopies::fail_by_device(const Run& run, int code, const std::string& what) {
+  const std::string sentence = cuda_sentence(api_, code, what);
+  done(run, sentence, true);
+  look_for_loss(sentence);
+}
+
+// After an error: if the device answers with errors from now on, everything fails.
+void CudaCopies::look_for_loss(const std::string& sentence) {
+  if (!lost_.empty()) return;
+  const int code = api_.stream_query(link(Lane::demand).stream.get());
+  if (code == kCudaSuccess || code == kCudaNotReady) return;
+  lost_ = sentence + " The device is lost to this process: start it again to go on.";
+  std::vector<Run> over;
+  for (Link& l : links_) {
+    over.insert(over.end(), l.waiting.begin(), l.waiting.end());
+    l.waiting.clear();
+    for (Epoch& epoch : l.epochs) {
+      over.insert(over.end(), epoch.ready.begin(), epoch.ready.end());
+      epoch.ready.clear();
+      epoch.behind.clear();
+    }
+  }
+  for (const Run& run : over) {  // those being read end with their read
+    started(run);
+    done(run, lost_, true);
+  }
+  while (!marks_.empty()) end_mark(marks_.begin(), code);
+  settled_.notify_all();
+}
+
+// The thread of one lane.
+void CudaCopies::land_flights(Lane lane) {
+  Lock lock(mutex_);
+  Link& l = link(lane);
+  for (;;) {
+    l.flying.wait(lock, [&] { return stopped_ || !l.flights.empty(); });
+    if (l.flights.empty()) return;
+    void* event = l.flights.front().event;
+    lock.unlock();
+    const int code = api_.event_synchronize(event);
+    lock.lock();
+    const Run run = l.flights.front().run;
+    l.flights.pop_front();
+    events_.give_back(event);
+    if (code == kCudaSuccess) {
+      done(run, {}, false);
+    } else {
+      fail_by_device(run, code, "copying " + bytes_text(run.block->held) + " to the device");
+    }
+    pump();
+  }
+}
+
+}  // namespace prophet
