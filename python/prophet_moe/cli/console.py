@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,7 +56,8 @@ def complain(error: BaseException, verbose: bool) -> None:
     else:
         said = str(error)
     sentence = " ".join(said.split()) or type(error).__name__
-    log().print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
+    rank = f"rank {os.environ['RANK']}: " if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    log().print(f"[bold red]error:[/] {escape(rank + sentence)}", soft_wrap=True)
 
 
 def guarded(verb: Callable[P, None]) -> Callable[P, None]:

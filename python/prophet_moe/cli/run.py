@@ -19,7 +19,8 @@ from prophet_moe.cli.console import (
 
 HELP = """Example: prophet run reference-moe -p "Call me Ishmael." -n 48
 
-Continues a prompt. The text goes to stdout as it comes; the summary goes to stderr."""
+Continues a prompt. The text goes to stdout as it comes; the summary goes to stderr. Started by torchrun
+(-m prophet_moe.cli run ...), it divides the experts over the processes."""
 
 
 @guarded
@@ -45,10 +46,16 @@ def run(
     quiet: flag.Quiet = False,
     verbose: flag.Verbose = False,
 ) -> None:
+    from prophet_moe.cli import ranks
     from prophet_moe.cli.session import Session, Wish, look_at, read_prompt
     from prophet_moe.generate import TextStream
     from prophet_moe.timeline import write_timeline
 
+    rank, size = ranks.place()
+    aside = rank > 0  # rank 0 speaks for all
+    quiet = quiet or aside
+    if size > 1 and str(prompt_file) == "-":
+        raise ValueError("several processes cannot read one stdin: give the prompt by -p or as a file.")
     info = look_at(model, quiet)
     tokens, tokenizer = read_prompt(info, prompt, prompt_ids, prompt_file)
     needed = len(tokens) + max_tokens
@@ -69,19 +76,24 @@ def run(
         timeline is not None,
         quiet,
         predictor,
+        expert_parallel=size,
     )
     with Session(wish, info, tokenizer) as session:
-        if verbose:
+        if verbose and not aside:
             print_block(session.offload.plan.lines())
         console = log() if json else None
         stream = None if tokenizer is None else TextStream(lambda ids: str(tokenizer.decode(ids)))
 
         def tell(text: str) -> None:
+            if aside:
+                return
             if console is None:
                 print(text, end="", flush=True)
             elif not quiet:
                 console.print(text, end="", markup=False, soft_wrap=True)
 
+        if size > 1 and seed is None:
+            seed = ranks.common_seed()
         with ExitStack() as waiting:
             waiting.enter_context(spinner(f"reading the prompt: {len(tokens)} tokens", quiet))
 
@@ -94,15 +106,18 @@ def run(
             )
         tell((stream.end() if stream is not None else "") + "\n")
         report = session.report(recording)
+        reports = ranks.reports_of_all(report)
         if timeline is not None:
+            timeline = ranks.own_file(timeline, rank, size)
             events = write_timeline(timeline, session.offload.engine, model)
             if not quiet:
                 log().print(f"{events} events in {timeline}", markup=False, soft_wrap=True)
         if recording.interrupted:
             log().print(f"interrupted after {report.new_tokens} of {max_tokens} tokens.")
         if not quiet:
-            print_block(end_of_run(report, recording, session.dtype))
-        if json:
-            print_json(report.to_json())
+            print_block([*end_of_run(report, recording, session.dtype), *ranks.lines(reports)])
+        if json and not aside:
+            for line in ranks.as_json(reports):
+                print_json(line)
         if recording.interrupted:
             raise typer.Exit(INTERRUPTED)
