@@ -46,8 +46,10 @@ template <typename... Parameters>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
                   void* stream, std::type_identity_t<Parameters>... arguments) {
   void* list[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-  return static_cast<int>(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, list,
-                                           shared_bytes, static_cast<cudaStream_t>(stream)));
+  const cudaError_t code = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                                            list, shared_bytes, static_cast<cudaStream_t>(stream));
+  if (code != cudaSuccess) cudaGetLastError();  // it is told here and nowhere else
+  return static_cast<int>(code);
 }
 
 // Words that the host writes or reads while kernels run (mapped, page-locked memory). A load sees

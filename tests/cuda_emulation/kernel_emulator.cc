@@ -1,0 +1,406 @@
+// The scheduler of kernel_emulator.h. This file is never compiled with a sanitizer; it tells the
+// one in the process, if any, about its fibers and about the order that a device promises.
+#include "cuda_emulation/kernel_emulator.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda_emulation/fibers.h"
+
+namespace prophet::emulation {
+namespace {
+
+constexpr std::size_t kGuard = 64;             // bytes on either side of shared memory
+constexpr unsigned char kPoison = 0xFF;        // a NaN, as float, float16 and bfloat16
+constexpr std::size_t kSharedMost = 99 << 10;  // of the smallest architecture that is built for
+constexpr std::size_t kSharedBytes = 2 * kSharedMost;     // with guards
+constexpr std::uint64_t kNobody = 0x7fc0dead7fc0deadull;  // a NaN as well
+
+enum class State { ready, barrier, warp, done };
+enum class Operation { none, exchange, ballot, sync };
+
+struct Thread {
+  Fiber fiber;
+  uint3 place;
+  State state = State::ready;
+  int line = 0;
+  Operation operation = Operation::none;
+  unsigned mask = 0;
+  int from = 0;
+  std::uint64_t value = 0, result = 0;
+  bool napping = false;
+  bool fenced = false;                // since then its atomics publish what it wrote
+  std::vector<const void*> observed;  // atomics since the last fence
+};
+
+std::atomic<std::uint64_t>& seed() {
+  static std::atomic<std::uint64_t> value = [] {
+    const char* text = std::getenv("PROPHET_CUDA_SEED");
+    return text ? std::strtoull(text, nullptr, 10) : 0ull;
+  }();
+  return value;
+}
+std::atomic<std::uint64_t> launches{0};
+
+// Of the calling thread, kept between launches.
+BlockMemory& block_memory(std::size_t threads) {
+  thread_local std::unique_ptr<BlockMemory> memory;
+  if (!memory || memory->threads() < threads) {
+    memory = std::make_unique<BlockMemory>(threads, kSharedBytes, kPoison);
+  }
+  return *memory;
+}
+
+// One launch, on the thread that runs it.
+class Run {
+ public:
+  explicit Run(const Kernel& kernel)
+      : kernel_(kernel),
+        count_(std::size_t(kernel.block.x) * kernel.block.y * kernel.block.z),
+        random_(seed() * 0x9E3779B97F4A7C15ull + ++launches),
+        memory_(block_memory(count_)),
+        threads_(count_) {}
+
+  void run();
+
+  Place place;
+  Thread& current() { return threads_[current_]; }
+  std::size_t current_index() const { return current_; }
+  void pause() { fibers_.leave(current().fiber); }
+  void* shared(const void* declaration, std::size_t bytes);
+  void* dynamic() const { return dynamic_; }
+  bool chance(unsigned of) { return random_() % of == 0; }
+  char* barrier_tag() { return memory_.tags(); }
+  char* warp_tag() { return memory_.tags() + 8 * (1 + current_ / 32); }
+  [[noreturn]] void fail(const std::string& why);
+
+ private:
+  struct Region {
+    char* first;
+    std::size_t bytes;
+  };
+
+  void start_block(unsigned block);
+  void run_block();
+  void end_block();
+  bool runnable(std::size_t warp);
+  bool complete_operation(std::size_t warp);
+  void run_warp(std::size_t warp);
+  void finish_barrier();
+  void* reserve(std::size_t bytes);
+  void report(const std::string& why);
+  std::size_t warp_end(std::size_t warp) const { return std::min(count_, warp * 32 + 32); }
+
+  const Kernel& kernel_;
+  const std::size_t count_;
+  std::mt19937_64 random_;
+  Fibers fibers_;
+  BlockMemory& memory_;
+  std::vector<Thread> threads_;
+  std::size_t current_ = 0;
+  std::vector<std::uint64_t> priority_;  // of warps
+  std::map<const void*, char*> declared_;
+  std::vector<Region> regions_;
+  std::size_t reserved_ = 0;
+  void* dynamic_ = nullptr;
+  bool failed_ = false;
+};
+
+thread_local Run* running = nullptr;
+
+void Run::report(const std::string& why) {
+  if (failed_) return;
+  failed_ = true;
+  std::ostringstream text;
+  text << "block (" << place.block.x << ", " << place.block.y << ", " << place.block.z << ") of "
+       << kernel_.name << ": " << why;
+  kernel_failed(kernel_.name, text.str().c_str());
+}
+
+// From inside a CUDA thread: none of the launch goes on.
+void Run::fail(const std::string& why) {
+  report(why);
+  pause();
+  std::abort();
+}
+
+void* Run::reserve(std::size_t bytes) {
+  const std::size_t whole = (bytes + 15) / 16 * 16;
+  if (reserved_ + whole + 2 * kGuard > kSharedBytes) return nullptr;
+  char* first = memory_.shared() + reserved_ + kGuard;
+  forbid(first - kGuard, kGuard);
+  forbid(first + bytes, whole - bytes + kGuard);
+  regions_.push_back({first, bytes});
+  reserved_ += whole + 2 * kGuard;
+  return first;
+}
+
+void* Run::shared(const void* declaration, std::size_t bytes) {
+  const auto found = declared_.find(declaration);
+  if (found != declared_.end()) return found->second;
+  std::size_t total = bytes;
+  for (const Region& region : regions_) total += region.bytes;
+  char* const first = static_cast<char*>(reserve(bytes));
+  if (first == nullptr || total > kSharedMost) fail("more shared memory than a block can have");
+  declared_[declaration] = first;
+  return first;
+}
+
+void Run::start_block(unsigned block) {
+  place.block = {block % kernel_.grid.x, block / kernel_.grid.x % kernel_.grid.y,
+                 block / kernel_.grid.x / kernel_.grid.y};
+  memory_.renew(reserved_);
+  declared_.clear();
+  regions_.clear();
+  reserved_ = 0;
+  dynamic_ = reserve(kernel_.shared_bytes);
+  for (std::size_t i = 0; i < count_; ++i) {
+    Thread& t = threads_[i];
+    const unsigned x = kernel_.block.x, y = kernel_.block.y, n = unsigned(i);
+    t.state = State::ready;
+    t.place = {n % x, n / x % y, n / x / y};
+    t.line = 0;
+    t.fenced = t.napping = false;
+    t.observed.clear();
+    fibers_.make(t.fiber, memory_.stack(i), BlockMemory::kStack, [] {
+      running->place.thread = running->current().place;
+      running->kernel_.thread(running->kernel_.arguments);
+      running->current().state = State::done;
+      running->fibers_.finish(running->current().fiber);
+    });
+  }
+  priority_.resize((count_ + 31) / 32);
+  for (std::uint64_t& p : priority_) p = random_();
+}
+
+// Performs the operation that every lane of its mask has reached, if there is one.
+bool Run::complete_operation(std::size_t warp) {
+  const std::size_t first = warp * 32, last = warp_end(warp);
+  for (std::size_t i = first; i < last; ++i) {
+    const Thread& asks = threads_[i];
+    if (asks.state != State::warp) continue;
+    bool all = true;
+    unsigned votes = 0;
+    for (std::size_t j = first; j < first + 32; ++j) {
+      if (!(asks.mask >> (j - first) & 1)) continue;
+      if (j >= last) {
+        report("a warp operation names lanes that its block does not have (line " +
+               std::to_string(asks.line) + ")");
+        return false;
+      }
+      const Thread& other = threads_[j];
+      all = all && other.state == State::warp && other.operation == asks.operation &&
+            other.line == asks.line && other.mask == asks.mask;
+      if (other.value) votes |= 1u << (j - first);
+    }
+    if (!all) continue;
+    const Operation operation = asks.operation;
+    const unsigned mask = asks.mask;
+    for (std::size_t j = first; j < last; ++j) {
+      if (!(mask >> (j - first) & 1)) continue;
+      Thread& lane = threads_[j];
+      const bool known = lane.from >= 0 && lane.from < 32 && (mask >> lane.from & 1);
+      lane.result = operation == Operation::ballot ? votes
+                    : operation == Operation::sync ? 0
+                    : known                        ? threads_[first + std::size_t(lane.from)].value
+                                                   : kNobody;
+    }
+    for (std::size_t j = first; j < last; ++j) {
+      if (mask >> (j - first) & 1) threads_[j].state = State::ready;
+    }
+    return true;
+  }
+  return false;
+}
+
+bool Run::runnable(std::size_t warp) {
+  for (std::size_t i = warp * 32; i < warp_end(warp); ++i) {
+    if (threads_[i].state == State::ready) return true;
+  }
+  return complete_operation(warp);
+}
+
+void Run::run_warp(std::size_t warp) {
+  std::size_t order[32], count = 0, napping = 0;
+  for (std::size_t i = warp * 32; i < warp_end(warp); ++i) {
+    if (threads_[i].state == State::ready) order[count++] = i;
+  }
+  std::shuffle(order, order + count, random_);
+  for (std::size_t i = 0; i < count && !failed_; ++i) {
+    current_ = order[i];
+    place.thread = threads_[current_].place;
+    threads_[current_].napping = false;
+    fibers_.enter(threads_[current_].fiber);
+    napping += threads_[current_].napping;
+  }
+  if (napping > 0) {  // waits for somebody: last in turn, and the processor is free meanwhile
+    priority_[warp] = 0;
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  } else if (chance(64)) {
+    priority_[warp] = random_() >> (random_() % 40);
+  }
+}
+
+// Nobody can run: all threads are done or at one barrier, or they will never be.
+void Run::finish_barrier() {
+  int line = 0;
+  std::size_t done = 0, at_barrier = 0;
+  for (const Thread& t : threads_) {
+    done += t.state == State::done;
+    at_barrier += t.state == State::barrier;
+    if (t.state == State::barrier && line == 0) line = t.line;
+  }
+  const std::string where = " (line " + std::to_string(line) + ")";
+  if (done + at_barrier < count_) {
+    int stuck = 0;
+    for (const Thread& t : threads_) {
+      if (t.state == State::warp) stuck = t.line;
+    }
+    return report("lanes of a warp wait for others that never come (line " + std::to_string(stuck) +
+                  ")");
+  }
+  if (done > 0) return report("threads returned while others wait at a barrier" + where);
+  for (Thread& t : threads_) {
+    if (t.line != line) {
+      return report("threads wait at different barriers, lines " + std::to_string(line) + " and " +
+                    std::to_string(t.line));
+    }
+    t.state = State::ready;
+  }
+}
+
+void Run::run_block() {
+  while (!failed_) {
+    const std::size_t warps = priority_.size();
+    std::size_t best = warps;
+    for (std::size_t w = 0; w < warps; ++w) {
+      if ((best == warps || priority_[w] > priority_[best]) && runnable(w)) best = w;
+    }
+    if (failed_) return;
+    if (best < warps) {
+      run_warp(best);
+      continue;
+    }
+    if (std::all_of(threads_.begin(), threads_.end(),
+                    [](const Thread& t) { return t.state == State::done; })) {
+      return;
+    }
+    finish_barrier();
+  }
+}
+
+void Run::end_block() {
+  allow(memory_.shared(), reserved_);
+  for (const Region& region : regions_) {
+    const std::size_t whole = (region.bytes + 15) / 16 * 16;
+    char* const last = region.first + region.bytes;
+    const auto clean = [](char c) { return static_cast<unsigned char>(c) == kPoison; };
+    if (!std::all_of(region.first - kGuard, region.first, clean) ||
+        !std::all_of(last, region.first + whole + kGuard, clean)) {
+      report("shared memory was written outside its bounds");
+    }
+  }
+  for (Thread& t : threads_) fibers_.destroy(t.fiber);
+}
+
+void Run::run() {
+  running = this;
+  place.block_size = kernel_.block;
+  place.grid_size = kernel_.grid;
+  std::vector<unsigned> blocks(std::size_t(kernel_.grid.x) * kernel_.grid.y * kernel_.grid.z);
+  for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = unsigned(i);
+  std::shuffle(blocks.begin(), blocks.end(), random_);
+  for (std::size_t i = 0; i < blocks.size() && !failed_; ++i) {
+    start_block(blocks[i]);
+    run_block();
+    end_block();
+  }
+  fibers_.join();
+  running = nullptr;
+}
+
+std::uint64_t warp_operation(Operation operation, unsigned mask, std::uint64_t value, int from,
+                             int line) {
+  Thread& t = running->current();
+  if (!(mask >> (running->current_index() % 32) & 1)) {
+    running->fail("a lane takes part in a warp operation whose mask leaves it out (line " +
+                  std::to_string(line) + ")");
+  }
+  t.operation = operation;
+  t.mask = mask;
+  t.value = value;
+  t.from = from;
+  t.line = line;
+  t.state = State::warp;
+  running->pause();
+  return t.result;
+}
+
+}  // namespace
+
+const Place& here() { return running->place; }
+void set_seed(std::uint64_t value) {
+  seed() = value;
+  launches = 0;
+}
+void run(const Kernel& kernel) { Run(kernel).run(); }
+
+void sync_threads(int line) {
+  Thread& t = running->current();
+  publish(running->barrier_tag());
+  t.state = State::barrier;
+  t.line = line;
+  running->pause();
+  observe(running->barrier_tag());
+}
+
+void sync_warp(unsigned mask, int line) {
+  publish(running->warp_tag());
+  warp_operation(Operation::sync, mask, 0, 0, line);
+  observe(running->warp_tag());
+}
+
+std::uint64_t exchange(unsigned mask, std::uint64_t value, int from_lane, int line) {
+  return warp_operation(Operation::exchange, mask, value, from_lane, line);
+}
+
+unsigned ballot(unsigned mask, bool vote, int line) {
+  return unsigned(warp_operation(Operation::ballot, mask, vote, 0, line));
+}
+
+void nanosleep(unsigned) {
+  running->current().napping = true;
+  running->pause();
+}
+
+// A fence before an atomic publishes what was written; a fence after it takes in what others did.
+void fence() {
+  Thread& t = running->current();
+  for (const void* word : t.observed) observe(word);
+  t.observed.clear();
+  t.fenced = true;
+}
+
+void before_atomic(const void* word) {
+  if (running->chance(4)) running->pause();
+  if (running->current().fenced) publish(word);
+}
+
+void after_atomic(const void* word) { running->current().observed.push_back(word); }
+
+void* shared_memory(const void* declaration, std::size_t bytes) {
+  return running->shared(declaration, bytes);
+}
+
+void* dynamic_shared_memory() { return running->dynamic(); }
+
+}  // namespace prophet::emulation
