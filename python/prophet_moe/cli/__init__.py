@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -17,16 +16,14 @@ from prophet_moe.cli import (
     doctor,
     pack,
     plan,
-    ranks,
     report,
     run,
     score,
+    serve,
     simulate,
     trace,
     train,
 )
-from prophet_moe.cli.console import USER_ERROR, complain
-from prophet_moe.errors import InvalidArgument
 
 USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
@@ -66,6 +63,7 @@ def prophet(
 for _group, _verb, _help, _short in (
     (USE, run.run, run.HELP, "Continue a prompt."),
     (USE, chat.chat, chat.HELP, "Talk to a model, turn by turn."),
+    (USE, serve.serve, serve.HELP, "Serve it to several users, as OpenAI's API."),
     (USE, pack.pack, pack.HELP, "Rewrite a checkpoint for fewer, aligned reads."),
     (USE, demo.demo, demo.HELP, "See it work on the model in the package."),
     (UNDERSTAND, plan.plan, plan.HELP, "Will it fit, and how fast? Loads nothing."),
@@ -87,9 +85,4 @@ def main() -> None:
     # between operations; beside any other work on the machine that costs more than tenfold
     # (docs/measuring.md), and alone it gains little.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        ranks.require_alone(sys.argv[1:])
-    except InvalidArgument as error:
-        complain(error, verbose=False)
-        sys.exit(USER_ERROR)
     app(prog_name="prophet")

@@ -7,22 +7,12 @@ from typing import Any
 
 from prophet_moe.cli import options as flag
 from prophet_moe.cli.console import guarded, log, number, per_second
+from prophet_moe.conversation import NEXT_SPEAKER, is_plain, render
 
 HELP = """Example: prophet chat reference-moe --context 1024 -n 64
 
 Turns on a terminal: /clear starts afresh, /quit or Ctrl-D leaves, Ctrl-C ends an answer. Uses the
 model's chat template; a model without one gets plain turns."""
-
-NEXT_SPEAKER = "\nUser:"
-
-
-def render(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
-    """The token ids of a conversation that waits for an answer."""
-    if getattr(tokenizer, "chat_template", None):
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        return [int(token) for token in ids]
-    plain = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns)
-    return [int(token) for token in tokenizer(plain + "Assistant:")["input_ids"]]
 
 
 def answer(text: str, plain: bool) -> str:
@@ -66,7 +56,7 @@ def chat(
     if not info.has_tokenizer:
         raise ValueError(f"{info.name} has no tokenizer: chat needs one; use prophet run with --prompt-ids.")
     tokenizer = load_tokenizer(info.directory)
-    plain = not getattr(tokenizer, "chat_template", None)
+    plain = is_plain(tokenizer)
     length = context or default_context(info)
     if length <= max_tokens:
         raise ValueError(

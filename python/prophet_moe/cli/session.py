@@ -37,7 +37,8 @@ class Wish:
     timeline: bool = False
     quiet: bool = False
     predictor: str | None = None
-    expert_parallel: int = 1
+    sequences: int = 1
+    dtype: str | None = None
 
 
 def set_threads(threads: int | None) -> int:
@@ -102,13 +103,13 @@ class Session:
                 pool=wish.pool,
                 threads=self.threads,
                 context=wish.context,
+                sequences=wish.sequences,
+                dtype=wish.dtype,
                 timeline=wish.timeline,
                 predictor=wish.predictor,
                 progress=progress,
-                expert_parallel=wish.expert_parallel,
             )
         self.offload = offload_of(self.model)
-        self.info = self.offload.info  # of this rank's part
 
     def __enter__(self) -> Session:
         return self
