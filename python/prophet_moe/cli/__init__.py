@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from prophet_moe.cli import (
     doctor,
     pack,
     plan,
+    ranks,
     report,
     run,
     score,
@@ -24,6 +26,8 @@ from prophet_moe.cli import (
     trace,
     train,
 )
+from prophet_moe.cli.console import USER_ERROR, complain
+from prophet_moe.errors import InvalidArgument
 
 USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
@@ -85,4 +89,9 @@ def main() -> None:
     # between operations; beside any other work on the machine that costs more than tenfold
     # (docs/measuring.md), and alone it gains little.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        ranks.require_alone(sys.argv[1:])
+    except InvalidArgument as error:
+        complain(error, verbose=False)
+        sys.exit(USER_ERROR)
     app(prog_name="prophet")

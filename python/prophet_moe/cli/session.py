@@ -37,6 +37,7 @@ class Wish:
     timeline: bool = False
     quiet: bool = False
     predictor: str | None = None
+    expert_parallel: int = 1
     sequences: int = 1
     dtype: str | None = None
 
@@ -108,8 +109,10 @@ class Session:
                 timeline=wish.timeline,
                 predictor=wish.predictor,
                 progress=progress,
+                expert_parallel=wish.expert_parallel,
             )
         self.offload = offload_of(self.model)
+        self.info = self.offload.info  # of this rank's part
 
     def __enter__(self) -> Session:
         return self
