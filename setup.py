@@ -1,7 +1,8 @@
 """Builds the native module prophet_ext with CMake and places it, with its types, at top level.
 
-Metadata lives in pyproject.toml. `CMAKE_ARGS` in the environment is handed to CMake,
-for example `CMAKE_ARGS="-DPROPHET_URING=OFF" pip install .`.
+Where nvcc is found (CUDA_HOME, CUDA_PATH, /usr/local/cuda), libprophet_cuda.so is built too and lies
+beside it. Metadata lives in pyproject.toml. `CMAKE_ARGS` in the environment is handed to CMake,
+for example `CMAKE_ARGS="-DPROPHET_CUDA=OFF" pip install .`.
 """
 
 import os
@@ -46,7 +47,8 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run(configure, check=True)
             subprocess.run(
-                ["cmake", "--build", str(build), "--target", ext.name, "--parallel", jobs], check=True
+                ["cmake", "--build", str(build), "--target", "prophet_package", "--parallel", jobs],
+                check=True,
             )
         except (OSError, subprocess.CalledProcessError) as error:
             raise SystemExit(

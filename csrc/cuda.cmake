@@ -21,14 +21,17 @@ if(NOT PROPHET_CUDA STREQUAL "OFF")
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION) # older CMake does not know that nvcc has it
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
     find_package(CUDAToolkit REQUIRED)
     file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/device/cuda/*_cuda.cc csrc/device/cuda/*_cuda.cu
       csrc/kernels/*_cuda.cu)
     add_library(prophet_cuda MODULE ${cuda_sources})
     target_include_directories(prophet_cuda PRIVATE csrc)
-    set_target_properties(prophet_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20
-      CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
-    target_compile_options(prophet_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2>)
+    set_target_properties(prophet_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static
+      CUDA_VISIBILITY_PRESET hidden)
     target_link_libraries(prophet_cuda PRIVATE CUDA::cudart_static)
     target_link_options(prophet_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,--no-undefined)
     install(TARGETS prophet_cuda DESTINATION .)
