@@ -50,6 +50,13 @@ class Engine:
         # order (confidence | deadline | proximity), discount, fill. None: nothing.
         planes: bool = False,
         # The arena as [slots, ...] arrays, one for each piece, in place of one slot after the other.
+        backend: str = "cpu",
+        # cpu | cuda: where the experts stand and are computed.
+        memory: int = 0,
+        memory_bytes: int = 0,
+        # cuda: device memory for the arena that stays the caller's; 0: an allocation of the engine's.
+        pool_bytes: int = 0,
+        # cuda: host memory that keeps bytes of files between disk and device; 0: 1 GiB.
     ) -> None: ...
     @property
     def layers(self) -> int: ...
@@ -80,8 +87,17 @@ class Engine:
         """One line: how bytes are moved, for people."""
     def pool_slots(self, layer: int) -> int:
         """Slots that one layer can use at most: how many experts one lease may name."""
+    @property
+    def emulated(self) -> bool:
+        """The device is none: the CUDA library is the emulated one of the tests."""
+    @property
+    def host_visible(self) -> bool:
+        """Whether the arena is memory that Python can view."""
     def arena(self) -> memoryview:
-        """All slots as one read-only run of bytes; valid until close()."""
+        """All slots as one read-only run of bytes; valid until close(). StateError on a device."""
+    def read(self, at: int, bytes: int, to: int) -> None:
+        """Copies `bytes` of the arena from byte `at` on to the host address `to`, wherever the arena is;
+        hold a lease meanwhile. Releases the GIL."""
     def set_ffn(
         self,
         *,
@@ -107,11 +123,14 @@ class Engine:
         weights_dtype: str,
         out: int,
         top_k: int,
+        stream: int | None = None,
     ) -> None:
         """One MoE layer for `tokens` rows: x [tokens,H] and out [tokens,H] of `dtype`, ids
         [tokens,top_k] int64 and weights [tokens,top_k] of `weights_dtype`, all dense, given
         by address. Ids >= experts_per_layer are skipped (another rank's). Tokens whose union of experts
-        exceeds the slots are served in waves. Releases the GIL. Raises ReadError."""
+        exceeds the slots are served in waves. Releases the GIL. Raises ReadError, DeviceError.
+        With backend cuda and a stream (torch.cuda.current_stream().cuda_stream) the addresses are the
+        device's, and out is there when the stream has passed; without one they are the host's."""
     def lease(self, layer: int, experts: Sequence[int]) -> Lease:
         """Asks for distinct experts of one layer (at most pool_slots) and pins them. Returns at
         once; reads go on behind it. Raises InvalidArgument, StateError when other leases

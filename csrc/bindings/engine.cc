@@ -9,6 +9,7 @@
 #include <optional>
 #include <thread>
 
+#include "bindings/backend.h"
 #include "bindings/counters.h"
 #include "bindings/parts.h"
 #include "bindings/predictor.h"
@@ -35,13 +36,12 @@ struct EngineArguments {
   int top_k, slots;
   std::string policy, pool;
   bool keep;
-  std::string io;
-  bool direct;
-  int threads, depth;
+  int threads;
   std::uint64_t chunk_bytes;
   bool timeline;
   PrefetchRule prefetch;
   bool planes;
+  BackendArguments backend;
 };
 
 // What Python holds. The engine goes at close(); the backend, and with it the arena, stays until
@@ -54,11 +54,9 @@ class PyEngine {
     if (pieces.ndim() != 4 || pieces.shape(3) != 3) {
       throw InvalidArgument("pieces is [layers, experts, pieces, 3]: file, offset, bytes");
     }
-    CpuOptions cpu;
-    cpu.io = io_from_name(a.io);
-    cpu.direct = a.direct;
-    cpu.depth = a.depth;
-    backend_ = make_cpu_backend(cpu);
+    const ChosenBackend chosen = make_backend(a.backend);
+    backend_ = chosen.backend;
+    emulated_ = chosen.emulated;
     const std::vector<FileInfo> infos = backend_->open(files);
     const Geometry geometry{static_cast<std::int32_t>(pieces.shape(0)),
                             static_cast<std::int32_t>(pieces.shape(1)), a.top_k};
@@ -83,6 +81,7 @@ class PyEngine {
     options.mover.chunk_bytes = a.chunk_bytes;
     options.timeline_events = a.timeline ? kTimelineEvents : 0;
     options.prefetch = a.prefetch;
+    options.device = chosen.tables;
     if (predictor) require_same(geometry, predictor->geometry());
     engine_ =
         std::make_shared<Engine>(store, backend_, options, predictor ? predictor->make() : nullptr);
@@ -99,6 +98,7 @@ class PyEngine {
   const std::string& policy() const { return policy_; }
   const std::string& predictor() const { return predictor_; }
   bool planes() const { return planes_; }
+  bool emulated() const { return emulated_; }
 
   void close() {
     if (engine_) engine_->close();
@@ -108,7 +108,7 @@ class PyEngine {
 
  private:
   std::string policy_, predictor_;
-  bool planes_;
+  bool planes_, emulated_ = false;
   std::shared_ptr<Backend> backend_;
   std::shared_ptr<Engine> engine_;
 };
@@ -170,7 +170,8 @@ py::dict timeline(const Engine& engine) {
 
 void forward(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std::uintptr_t x,
              const std::string& dtype, std::uintptr_t ids, std::uintptr_t weights,
-             const std::string& weights_dtype, std::uintptr_t out, std::int32_t top_k) {
+             const std::string& weights_dtype, std::uintptr_t out, std::int32_t top_k,
+             const std::optional<std::uintptr_t>& stream) {
   LayerBatch batch;
   batch.tokens = tokens;
   batch.top_k = top_k;
@@ -180,6 +181,8 @@ void forward(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std:
   batch.ids = reinterpret_cast<const std::int64_t*>(ids);
   batch.weights = reinterpret_cast<const void*>(weights);
   batch.out = reinterpret_cast<void*>(out);
+  batch.on_device = stream.has_value();
+  batch.stream = stream.value_or(0);
   const std::shared_ptr<Engine> engine = self.engine();
   py::gil_scoped_release free;
   engine->forward(layer, batch);
@@ -292,12 +295,15 @@ void register_engine(py::module_& m) {
                        const std::string& io, bool direct, int threads, int depth,
                        std::uint64_t chunk_bytes, bool timeline,
                        const std::shared_ptr<PyPredictor>& predictor,
-                       const std::optional<py::dict>& prefetch, bool planes) {
+                       const std::optional<py::dict>& prefetch, bool planes,
+                       const std::string& backend, std::uintptr_t memory,
+                       std::uint64_t memory_bytes, std::uint64_t pool_bytes) {
              return std::make_unique<PyEngine>(
                  files, pieces,
-                 EngineArguments{top_k, slots, policy, pool, keep, io, direct, threads, depth,
-                                 chunk_bytes, timeline,
-                                 prefetch ? rule_from(*prefetch) : PrefetchRule{}, planes},
+                 EngineArguments{top_k, slots, policy, pool, keep, threads, chunk_bytes, timeline,
+                                 prefetch ? rule_from(*prefetch) : PrefetchRule{}, planes,
+                                 BackendArguments{backend, io, direct, depth, memory, memory_bytes,
+                                                  pool_bytes}},
                  predictor.get());
            }),
            py::kw_only(), py::arg("files"), py::arg("pieces"), py::arg("top_k"), py::arg("slots"),
@@ -305,7 +311,8 @@ void register_engine(py::module_& m) {
            py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
            py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false,
            py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
-           py::arg("planes") = false)
+           py::arg("planes") = false, py::arg("backend") = "cpu", py::arg("memory") = 0,
+           py::arg("memory_bytes") = 0, py::arg("pool_bytes") = 0)
       .def_property_readonly("layers", [](PyEngine& s) { return s.engine()->geometry().layers; })
       .def_property_readonly("experts_per_layer",
                              [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })
@@ -325,8 +332,20 @@ void register_engine(py::module_& m) {
           "pool_slots",
           [](PyEngine& s, std::int32_t layer) { return s.engine()->pool_slots(layer); },
           py::arg("layer"))
+      .def_property_readonly("emulated", [](PyEngine& s) { return s.emulated(); })
+      .def_property_readonly("host_visible",
+                             [](PyEngine& s) { return s.backend()->host_visible(); })
+      .def(
+          "read",
+          [](PyEngine& s, std::uint64_t at, std::uint64_t bytes, std::uintptr_t to) {
+            s.engine()->read(at, {reinterpret_cast<std::byte*>(to), bytes});
+          },
+          py::arg("at"), py::arg("bytes"), py::arg("to"), py::call_guard<py::gil_scoped_release>())
       .def("arena",
            [](PyEngine& s) {
+             if (!s.backend()->host_visible()) {
+               throw StateError("the arena is GPU memory, which Python cannot view: use read");
+             }
              return py::memoryview(py::cast(Arena{s.backend(), s.engine()->arena()}));
            })
       .def("set_ffn", &set_ffn, py::kw_only(), py::arg("hidden"), py::arg("inter"),
@@ -334,7 +353,7 @@ void register_engine(py::module_& m) {
            py::arg("up"), py::arg("down"))
       .def("forward", &forward, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("dtype"),
            py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"), py::arg("out"),
-           py::arg("top_k"))
+           py::arg("top_k"), py::arg("stream") = py::none())
       .def("lease", &lease, py::arg("layer"), py::arg("experts"))
       .def(
           "step", [](PyEngine& s, std::int32_t layer) { s.engine()->step(layer); },

@@ -152,6 +152,25 @@ void Engine::DeviceRoad::compute(const FfnShape& shape, std::int32_t experts,
   cuda_check(api, kernels.expert_ffn(&call, stream), "computing experts on the GPU");
 }
 
+void Engine::read(std::uint64_t at, std::span<std::byte> to) const {
+  if (at > arena_.size() || to.size() > arena_.size() - at) {
+    throw InvalidArgument(std::to_string(to.size()) + " bytes from byte " + std::to_string(at) +
+                          " on are not in the arena of " + std::to_string(arena_.size()) +
+                          " bytes");
+  }
+  if (!device_) {
+    std::memcpy(to.data(), arena_.data() + at, to.size());
+    return;
+  }
+  const DeviceRoad& d = *device_;
+  d.use();
+  cuda_check(d.api,
+             d.api.copy_async(to.data(), arena_.data() + at, to.size(), CudaCopy::to_host,
+                              d.reading.get()),
+             "copying an expert to the host");
+  cuda_check(d.api, d.api.stream_synchronize(d.reading.get()), "waiting for an expert");
+}
+
 void Engine::release_passed() {
   if (!device_) return;
   while (!device_->passing.empty()) {

@@ -22,6 +22,7 @@ struct Engine::DeviceRoad {
         kernels(*tables.kernels),
         device(tables.device),
         own((use(), api)),
+        reading(api),
         order(api),
         arrays(api),
         table(api),
@@ -43,7 +44,8 @@ struct Engine::DeviceRoad {
   const CudaApi& api;
   const CudaKernels& kernels;
   const int device;
-  DeviceStream own;
+  DeviceStream own;      // of batches in host memory
+  DeviceStream reading;  // of Engine::read
   DeviceEvent order;
   void* stream = nullptr;  // of the last call
 

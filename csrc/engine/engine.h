@@ -150,6 +150,10 @@ class Engine {
   void wait_any(Lease& lease);
   void release(Lease& lease);
 
+  // Copies bytes of the arena to host memory, wherever the arena is. The caller holds a lease on
+  // what stands there. Throws InvalidArgument, DeviceError.
+  void read(std::uint64_t at, std::span<std::byte> to) const;
+
   // The whole set of wished prefetches from now on.
   void want(std::span<const Prefetch> wanted);
   // Where no background thread runs: does once what it does. True while a prefetch is wished or
