@@ -97,7 +97,8 @@ struct CudaDequantiseCall {
 // multiple of kCudaBankTile, `lanes` its experts padded likewise; padding is zero. Matrices lie in
 // tiles of kCudaBankTile outputs: [outputs / tile, columns, tile] float16.
 constexpr std::int32_t kCudaBankTile = 8;
-constexpr std::int32_t kCudaBankParts = 16;  // most decays, banks, recent blocks, heads, latents
+constexpr std::int32_t kCudaBankParts =
+    8;  // most decays, banks, recent blocks, lags, heads, latents, layers ahead
 
 struct CudaBank {
   std::int32_t layers, experts, top_k, rank, columns, lanes;

@@ -229,6 +229,7 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
 
 namespace prophet {
 
+using std::isfinite;
 using std::max;
 using std::min;
 
