@@ -9,6 +9,7 @@ from prophet_moe.models.stock import load_tokenizer
 from prophet_moe.record import read_prompts, record, tokenise
 from prophet_moe.record.prompts import shipped
 from prophet_moe.results_page.page import render
+from prophet_moe.results_page.sources import Sources
 from prophet_moe.sim.geometry import read_geometry
 from prophet_moe.sim.machine_card import read_machine
 from prophet_moe.sim.sweep import Sweep, cells_of, run_cells
@@ -44,7 +45,7 @@ def main() -> None:
         miss, time = line["hits"]["miss"] / line["accesses"], line["tpot_ms"]["mean"]
         print(f"{line['slots']:>4} {line['system']:18} {time:6.3f} ms per token, {miss:6.1%} missed")
     if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(render(lines), encoding="utf-8")
+        Path(sys.argv[1]).write_text(render(Sources(lines)), encoding="utf-8")
         print(f"drawn in {sys.argv[1]}")
 
 

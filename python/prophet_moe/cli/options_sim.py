@@ -11,7 +11,7 @@ from prophet_moe.cli.options import _flag
 
 TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="A routing trace, .safetensors.")]
 ResultsFiles = Annotated[
-    list[Path], typer.Argument(metavar="RESULTS...", help="Files that prophet simulate wrote.")
+    list[Path], typer.Argument(metavar="RESULTS...", help="Files of prophet simulate -o, and of analyze --json and score --json.")
 ]
 
 Geometry = Annotated[

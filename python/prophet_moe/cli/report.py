@@ -10,9 +10,9 @@ from prophet_moe.cli.console import guarded, log
 
 HELP = """Example: prophet report reference-moe.jsonl -o report.html
 
-Draws what prophet simulate wrote: one file that opens without a network, figures and a page for
-reviewers. What the results lack is named, never guessed. Needs plotly: pip install
-'prophet-moe\\[report]'."""
+Draws what prophet simulate wrote, and what prophet analyze and prophet score print with --json: one
+file that opens without a network, figures and a page for reviewers. What the results lack is named,
+never guessed. Needs plotly: pip install 'prophet-moe\\[report]'."""
 
 
 @guarded
@@ -22,7 +22,8 @@ def report(
     quiet: flag.Quiet = False,
     verbose: flag.Verbose = False,
 ) -> None:
-    from prophet_moe.results_page.page import read_all, render
+    from prophet_moe.results_page.page import render
+    from prophet_moe.results_page.sources import read_all
 
     page = render(read_all(results))
     out.write_text(page, encoding="utf-8")

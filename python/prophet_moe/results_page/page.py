@@ -1,15 +1,15 @@
-"""One self-contained HTML page from result lines: it opens without a network, on a phone and on a desk."""
+"""One self-contained HTML page from result files: it opens without a network, on a phone and on a desk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from prophet_moe.errors import InvalidArgument
+from prophet_moe.results_page.sources import Sources
 from prophet_moe.results_page.study import (
     BOUNDS,
     CLAIRVOYANT_EVICTION,
@@ -23,7 +23,10 @@ from prophet_moe.results_page.study import (
     studies,
     tpot,
 )
-from prophet_moe.sim.results import Line, read_results
+from prophet_moe.sim.results import Line
+
+if TYPE_CHECKING:
+    from prophet_moe.results_page.figures import Drawing
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "assets" / "report"
 HEADINGS = (
@@ -39,45 +42,59 @@ HEADINGS = (
 )
 
 
-def read_all(paths: Sequence[Path]) -> list[Line]:
-    """The lines of all files. Raises InvalidArgument: none, no results, another version; OSError."""
-    lines = [line for path in paths for line in read_results(path)]
-    if not lines:
-        raise InvalidArgument(
-            f"there is no result in {', '.join(map(str, paths))}: make some by prophet simulate -o FILE."
-        )
-    return lines
-
-
-def render(lines: Sequence[Line], title: str = "Prophet: results") -> str:
+def render(sources: Sources, title: str = "Prophet: results") -> str:
     """The page. Raises InvalidArgument where plotly is not installed."""
     if find_spec("plotly") is None:
         raise InvalidArgument("the page needs plotly: pip install 'prophet-moe[report]'.")
     from plotly.offline import get_plotlyjs
 
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(
+        title=title, parts=_parts(sources), simulated=bool(sources.lines), plotly=get_plotlyjs()
+    )
+
+
+def _parts(sources: Sources) -> list[dict[str, Any]]:
+    """One a study, then one an analysis, then one a score; as the template takes them."""
+    from prophet_moe.results_page import forecasts, routing
     from prophet_moe.results_page.figures import drawings
     from prophet_moe.results_page.review import review
 
-    parts = []
-    for number, study in enumerate(studies(lines), 1):
-        parts.append({
+    parts = [
+        {
             "key": f"study{number}",
             "title": study.title,
             "subtitle": study.subtitle,
             "command": study.command(),
             "headings": HEADINGS,
             "tables": tables(study),
-            "drawings": [
-                {**vars(one), "json": None if one.figure is None else _inert(one.figure.to_json())}
-                for one in drawings(study)
-            ],
+            "drawings": [_drawn(one) for one in drawings(study)],
             "review": review(study),
-        })  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("page.html").render(title=title, studies=parts, plotly=get_plotlyjs())
+            "sentences": [],
+        }
+        for number, study in enumerate(studies(sources.lines), 1)
+    ]
+    for kind, found, of in (("routing", sources.analyses, routing), ("score", sources.scores, forecasts)):
+        for number, facts in enumerate(found, 1):
+            parts.append({
+                "key": f"{kind}{number}",
+                "title": of.title(facts),
+                "subtitle": of.subtitle(facts),
+                "command": of.command(facts),
+                "headings": (),
+                "tables": [],
+                "drawings": [_drawn(one) for one in of.drawings(facts)],
+                "review": [],
+                "sentences": facts.get("verdict", []),
+            })  # fmt: skip
+    return parts
+
+
+def _drawn(one: Drawing) -> dict[str, Any]:
+    return {**vars(one), "json": None if one.figure is None else _inert(one.figure.to_json())}
 
 
 def _inert(json: str) -> str:

@@ -1,13 +1,21 @@
 """Result lines made up to have every outcome, and a real browser."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from prophet_moe.analysis import Options, analyze
+from prophet_moe.formats.trace import TraceReader, TraceWriter
+from prophet_moe.predict.evaluate import evaluate
+from prophet_moe.predict.fit import fit
+from prophet_moe.predict.held_out import HeldOut
+from prophet_moe.predict.train import Recipe
 from prophet_moe.sim.results import VERSION, Line
 
 SLOTS = {"25%": 24, "50%": 48, "75%": 72}
@@ -75,6 +83,36 @@ def full_lines(lines: list[Line]) -> list[Line]:
     ]
     more += [make_line("promoe", "25%", prefetch=True, options={"threshold": x}) for x in (0.3, 0.8)]
     return lines + more
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> TraceReader:
+    """Eight sequences of two domains."""
+    path = tmp_path_factory.mktemp("report") / "routes.safetensors"
+    random = np.random.default_rng(0)
+    with TraceWriter(path, model="toy", layers=3, experts_per_layer=8, top_k=2, phase=False) as writer:
+        for number in range(8):
+            experts = np.argsort(random.random((80, 3, 8)) * np.arange(1, 9) ** 0.5, axis=2)[:, :, :2]
+            writer.append(experts, gate_probs=np.full(experts.shape, 0.5), token_id=np.zeros(80, np.int64))
+            writer.end_sequence(label="code" if number % 2 else "</script><b>law")
+    return TraceReader(path)
+
+
+@pytest.fixture(scope="session")
+def analysis(recorded: TraceReader) -> dict[str, Any]:
+    """What prophet analyze --json prints."""
+    found = analyze(recorded, Options(horizons=(1, 2), lags=(1, 4), shuffles=2, bootstrap=4))
+    return dict(json.loads(json.dumps(found.to_dict())))
+
+
+@pytest.fixture(scope="session")
+def scored(recorded: TraceReader) -> dict[str, Any]:
+    """What prophet score --json prints."""
+    split = HeldOut("2", "2").split(recorded)
+    recipe = Recipe(steps=2, windows=2, tokens=4, head_weights=(1, 1, 1))
+    made = fit(recorded, split, recipe, options={"rank": 8, "heads": (1, 3, 8), "ahead": 2})
+    report = {"predictor": "toy.safetensors"} | evaluate(made, recorded, split)
+    return dict(json.loads(json.dumps(report)))
 
 
 @pytest.fixture(scope="session")

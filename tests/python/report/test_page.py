@@ -1,5 +1,7 @@
 """The page from made-up lines: figures hold the numbers, gaps are named, and a browser draws it."""
 
+import html
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import Any
 import pytest
 
 from prophet_moe.errors import InvalidArgument
+from prophet_moe.results_page import forecasts, routing
 from prophet_moe.results_page.figures import Drawing, drawings
-from prophet_moe.results_page.page import read_all, render, tables
+from prophet_moe.results_page.page import render, tables
 from prophet_moe.results_page.review import review
+from prophet_moe.results_page.sources import Facts, Sources, read_all
 from prophet_moe.results_page.study import best, studies
 from prophet_moe.sim.results import Line, to_json
 
@@ -98,7 +102,7 @@ def test_a_line_without_decoded_tokens_is_no_number(lines: list[Line]) -> None:
                 "bytes": line["bytes"] | {"per_token": None}, "domains": {}}
         for line in lines
     ]  # fmt: skip
-    text = render(empty)
+    text = render(Sources(empty))
     assert "NaN" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     (study,) = studies(empty)
     assert all(answer.lacks for answer in review(study))
@@ -142,7 +146,7 @@ def test_tables_rank_and_mark_bounds(lines: list[Line]) -> None:
 
 
 def test_the_page_is_one_file_that_asks_nobody(full_lines: list[Line]) -> None:
-    text = render(full_lines)
+    text = render(Sources(full_lines))
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", outside)
     assert "</script><b>law" not in text, "a label of the trace must not end a script"
@@ -152,18 +156,66 @@ def test_files_without_results_are_refused(tmp_path: Path, lines: list[Line]) ->
     empty, good = tmp_path / "empty.jsonl", tmp_path / "good.jsonl"
     empty.write_text("")
     good.write_text("".join(to_json(line) + "\n" for line in lines))
-    assert len(read_all([empty, good])) == len(lines)
+    assert len(read_all([empty, good]).lines) == len(lines)
     with pytest.raises(InvalidArgument, match=r"no result in .*empty.jsonl"):
         read_all([empty])
 
 
+def test_files_are_told_apart_by_what_they_hold(
+    tmp_path: Path, lines: list[Line], analysis: Facts, scored: Facts
+) -> None:
+    files = {"lines": to_json(lines[0]) + "\n", "analysis": json.dumps(analysis), "score": json.dumps(scored)}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = read_all([tmp_path / name for name in files])
+    assert (found.lines, found.analyses, found.scores) == ([lines[0]], [analysis], [scored])
+    (tmp_path / "other").write_text(json.dumps({"model": "x"}) + "\n")
+    with pytest.raises(InvalidArgument, match=r"other, line 1, is no result"):
+        read_all([tmp_path / "other"])
+
+
+def test_an_analysis_is_drawn_as_it_says(analysis: Facts) -> None:
+    figures = {one.key: one for one in routing.drawings(analysis)}
+    assert all(one.figure is not None for one in figures.values())
+    assert curve(figures["sizes"], "clairvoyant")[1] == analysis["reuse"]["clairvoyant"]
+    assert curve(figures["sizes"], "LRU")[0][-1] == 100
+    x, y = curve(figures["layers"], "dominant expert")
+    assert x == [one["distance"] for one in analysis["cross_layer"]]
+    assert y == [one["forms"]["dominant"]["of_entropy"] for one in analysis["cross_layer"]]
+    text = render(Sources(analyses=[analysis]))
+    assert "is simulated" not in text
+    assert html.escape(analysis["verdict"][0], quote=False) in html.unescape(text)
+    alone = {**analysis, "domains": None, "cross_token": []}
+    lacking = {one.key for one in routing.drawings(alone) if one.figure is None}
+    assert lacking == {"drift", "tokens"}
+
+
+def test_a_score_is_drawn_as_it_says(scored: Facts) -> None:
+    figures = {one.key: one for one in forecasts.drawings(scored)}
+    rows = scored["ahead"]["prophet"]["1"]["reliability"]
+    assert curve(figures["calibration"], "1 ahead") == (
+        [row["forecast"] for row in rows],
+        [row["observed"] for row in rows],
+    )
+    assert curve(figures["eviction"], "this predictor")[1] == scored["eviction"]["prophet"]
+    drawn_names = {trace.name for trace in figures["recall"].figure.data}
+    assert "this predictor" in drawn_names
+    assert "zero staleness" not in drawn_names
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, False), (1280, True)])
 def test_a_browser_draws_every_figure(
-    browser: Callable[[int, bool], Any], page: Path, full_lines: list[Line], width: int, dark: bool
+    browser: Callable[[int, bool], Any],
+    page: Path,
+    full_lines: list[Line],
+    analysis: Facts,
+    scored: Facts,
+    width: int,
+    dark: bool,
 ) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    page.write_text(render(full_lines), encoding="utf-8")
+    page.write_text(render(Sources(full_lines, [analysis], [scored])), encoding="utf-8")
     chrome = browser(width, dark)
     chrome.get(page.as_uri())
     WebDriverWait(chrome, 90).until(
@@ -177,7 +229,9 @@ def test_a_browser_draws_every_figure(
         const high = plot ? plot.getBoundingClientRect().height : 0;
         return {id: one.id, wide: box.width, high: high, marks: marks};
       });""")
-    assert {one["id"].removeprefix("study1-") for one in figures} == KEYS
+    others = {f"routing1-{one.key}" for one in routing.drawings(analysis)}
+    others |= {f"score1-{one.key}" for one in forecasts.drawings(scored) if one.figure is not None}
+    assert {one["id"] for one in figures} == {f"study1-{key}" for key in KEYS} | others
     for one in figures:
         assert one["marks"] > 0, one
         assert one["high"] > 150, one
