@@ -370,7 +370,18 @@ def kernel_isas() -> list[str]: ...
 def set_kernel_isa(isa: str) -> None: ...
 def eviction_policies() -> list[str]: ...
 def build_info() -> dict[str, str]:
-    """compiler, uring ("yes"/"no"), cuda, version."""
+    """compiler, uring ("yes"/"no"), version."""
+
+def cuda_info() -> dict[str, Any]:
+    """What there is of CUDA; never raises. library (path), loaded, devices (that the driver shows; 0: none can
+    be used), reason (a sentence where that is so), device: None, or of the first usable one name, pci_bus_id,
+    capability (major, minor), memory_total, memory_free, multiprocessors, copy_engines, can_map_host, shared_memory_most,
+    driver_version, runtime_version (13000: CUDA 13.0), emulated."""
+
+def cuda_bandwidth(seconds: float) -> dict[str, float | bool]:
+    """Bytes per second between host and device, each measured for about `seconds`: to_device, to_host,
+    both_to_device, both_to_host (at once), pageable_to_device; registers: whether memory that exists can be
+    page-locked. Raises DeviceError."""
 
 def read_bandwidth(
     path: str, seconds: float, chunk_bytes: int = 1 << 20, depth: int = 16, io: str = "auto"

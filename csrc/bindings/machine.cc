@@ -29,7 +29,6 @@ void register_machine(py::module_& m) {
 #else
     out["uring"] = "no";
 #endif
-    out["cuda"] = "no";
     return out;
   });
   m.def(

@@ -9,6 +9,7 @@ PYBIND11_MODULE(prophet_ext, m) {
   prophet::register_layer_mlp(m);
   prophet::register_engine(m);
   prophet::register_machine(m);
+  prophet::register_cuda(m);
   prophet::register_sim(m);
   prophet::register_systems(m);
 }

@@ -11,6 +11,7 @@
 
 namespace prophet {
 
+void register_cuda(pybind11::module_& m);
 void register_errors(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
 void register_layer_mlp(pybind11::module_& m);
