@@ -198,16 +198,15 @@ void CudaCopies::start(Lane lane) {
   if (code == kCudaSuccess) {
     epoch.behind.clear();
     code = api_.copy_async(run.to, run.block->memory, run.block->held, CudaCopy::to_device, stream);
-    if (code == kCudaSuccess) {
-      code = api_.event_record(event, stream);
-      // Without an event nobody knows when the block is free: wait here, once.
-      if (code != kCudaSuccess) api_.stream_synchronize(stream);
-    }
   }
   started(run);
   if (code != kCudaSuccess) {
     events_.give_back(event);
     return fail_by_device(run, code, what);
+  }
+  if (api_.event_record(event, stream) != kCudaSuccess) {
+    events_.give_back(event);
+    event = nullptr;  // whoever waits for it waits for the whole stream
   }
   run.copy->event = event;
   l.flights.push_back({run, event});
@@ -260,7 +259,10 @@ void CudaCopies::fail_by_device(const Run& run, int code, const std::string& wha
 void CudaCopies::look_for_loss(const std::string& sentence) {
   if (!lost_.empty()) return;
   const int code = api_.stream_query(link(Lane::demand).stream.get());
-  if (code == kCudaSuccess || code == kCudaNotReady) return;
+  if (code != kCudaSuccess && code != kCudaNotReady) lose(sentence);
+}
+
+void CudaCopies::lose(const std::string& sentence) {
   lost_ = sentence + " The device is lost to this process: start it again to go on.";
   std::vector<Run> over;
   for (Link& l : links_) {
@@ -276,7 +278,7 @@ void CudaCopies::look_for_loss(const std::string& sentence) {
     started(run);
     done(run, lost_, true);
   }
-  while (!marks_.empty()) end_mark(marks_.begin(), code);
+  while (!marks_.empty()) end_mark(marks_.begin(), lost_);
   settled_.notify_all();
 }
 
@@ -289,16 +291,16 @@ void CudaCopies::land_flights(Lane lane) {
     if (l.flights.empty()) return;
     void* event = l.flights.front().event;
     lock.unlock();
-    const int code = api_.event_synchronize(event);
+    int code = event == nullptr ? kCudaNotReady : api_.event_synchronize(event);
+    // Until the device has said so, its memory and the block are not free.
+    if (code != kCudaSuccess) code = api_.stream_synchronize(l.stream.get());
     lock.lock();
     const Run run = l.flights.front().run;
     l.flights.pop_front();
-    events_.give_back(event);
-    if (code == kCudaSuccess) {
-      done(run, {}, false);
-    } else {
-      fail_by_device(run, code, "copying " + bytes_text(run.block->held) + " to the device");
-    }
+    if (event != nullptr) events_.give_back(event);
+    const std::string what = "copying " + bytes_text(run.block->held) + " to the device";
+    if (code != kCudaSuccess && lost_.empty()) lose(cuda_sentence(api_, code, what));
+    done(run, lost_, true);
     pump();
   }
 }

@@ -72,7 +72,7 @@ class CudaCopies {
     std::size_t unstarted = 0, unlanded = 0;  // runs
     std::uint64_t held = 0;                   // bytes landed
     bool moving = false;                      // the meter counts it
-    void* event = nullptr;                    // of the run issued last
+    void* event = nullptr;                    // of the run issued last; null: it has none
     std::string why;                          // the first failure
     bool device = false;                      // ... and it was the device's
   };
@@ -125,9 +125,10 @@ class CudaCopies {
   void done(const Run& run, const std::string& why, bool device);
   void fail_by_device(const Run& run, int code, const std::string& what);
   void look_for_loss(const std::string& sentence);
+  void lose(const std::string& sentence);
   void refresh(Ticket mark);
   void* event_of(Ticket ticket);
-  void end_mark(std::map<Ticket, void*>::iterator mark, int code);
+  void end_mark(std::map<Ticket, void*>::iterator mark, const std::string& why);
 
   const CudaApi& api_;
   LaneQueue& disk_;

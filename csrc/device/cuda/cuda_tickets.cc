@@ -57,20 +57,22 @@ void CudaCopies::join() {
 void CudaCopies::refresh(Ticket ticket) {
   const auto mark = marks_.find(ticket);
   if (mark == marks_.end()) return;
-  const int code = api_.event_query(mark->second);
+  int code = api_.event_query(mark->second);
+  if (code != kCudaSuccess && code != kCudaNotReady) code = api_.event_query(mark->second);
   if (code == kCudaNotReady) return;
-  end_mark(mark, code);
-  if (code != kCudaSuccess) look_for_loss(cuda_sentence(api_, code, "waiting for compute"));
+  if (code == kCudaSuccess) return end_mark(mark, {});
+  // Nobody will ever know when memory that is read may be written.
+  if (lost_.empty()) lose(cuda_sentence(api_, code, "waiting for compute"));
 }
 
-void CudaCopies::end_mark(std::map<Ticket, void*>::iterator mark, int code) {
+void CudaCopies::end_mark(std::map<Ticket, void*>::iterator mark, const std::string& why) {
   const auto [ticket, event] = *mark;
   marks_.erase(mark);
   events_.give_back(event);
-  if (code == kCudaSuccess) {
+  if (why.empty()) {
     tickets_.land(ticket);
   } else {
-    tickets_.fail(ticket, cuda_sentence(api_, code, "waiting for compute"), true);
+    tickets_.fail(ticket, why, true);
   }
   settled_.notify_all();
 }
@@ -80,7 +82,7 @@ bool CudaCopies::poll(Ticket ticket) {
   refresh(ticket);
   // What the device has done counts, though its lane's thread may not have got round to it.
   const auto copy = copies_.find(ticket);
-  if (copy != copies_.end() && copy->second.unstarted == 0 &&
+  if (copy != copies_.end() && event_of(ticket) != nullptr &&
       api_.event_query(copy->second.event) == kCudaSuccess) {
     settled_.wait(lock, [&] { return tickets_.settled(ticket); });
   }
@@ -112,13 +114,13 @@ void CudaCopies::wait(Ticket ticket) {
 
 Ticket CudaCopies::mark(Stream compute) {
   Lock lock(mutex_);
-  if (!lost_.empty()) throw DeviceError(lost_);
   // Marks that nobody asks for again end here, in the order they were made.
   while (!marks_.empty()) {
     const auto oldest = marks_.begin()->first;
     refresh(oldest);
     if (marks_.contains(oldest)) break;
   }
+  if (!lost_.empty()) throw DeviceError(lost_);
   void* event = events_.take();
   const int code = api_.event_record(event, reinterpret_cast<void*>(compute));
   if (code != kCudaSuccess) {

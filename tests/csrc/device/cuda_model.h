@@ -3,11 +3,8 @@
 //
 //  * Streams are queues; one thread copies, another computes. Each takes the next task of any
 //    stream that may go on, by chance (seeded), whatever its priority. `hold` stops both.
-//  * Order. Every task carries a vector clock: what of each stream, and of the host, must have
-//    happened before it, by stream order, waits for events, and the host's own knowledge (an event
-//    seen done). Two tasks that touch the same device memory, one of them writing, and neither of
-//    which is before the other, are a race, whether or not the bytes came out right. The verdict
-//    falls when the later one is queued: it does not depend on luck.
+//  * Order. Tasks that touch the same device memory in no order are races (stream_order.h),
+//    whether or not the bytes came out right.
 //  * Faults. `fail` makes the n-th call of a function return a code, for ever if it is sticky.
 //  * Balance. What was made and not given back is counted.
 //
@@ -34,6 +31,7 @@
 #include <vector>
 
 #include "device/cuda/cuda_api.h"
+#include "device/stream_order.h"
 
 namespace prophet::testing_device {
 
@@ -71,16 +69,13 @@ class CudaModel {
   }
   void set_nanoseconds_per_copy(std::int64_t time) { copy_time_ = time; }
 
-  struct Range {
-    const void* at;
-    std::size_t bytes;
-  };
+  using Range = StreamOrder::Range;
   // A kernel: reads what it says and does `body` on the compute thread.
   void launch(void* stream, std::vector<Range> reads, std::function<void()> body) {
     std::lock_guard lock(mutex_);
     Queue& queue = *streams_.at(stream);
     push(queue, Kind::kernel, std::move(body));
-    for (const Range& range : reads) touch(queue, range, false, "a kernel reads");
+    for (const Range& range : reads) order_.touches(queue.id, range, false, "a kernel reads");
   }
   void* make_stream() {
     void* stream = nullptr;
@@ -107,7 +102,7 @@ class CudaModel {
 
   std::vector<std::string> races() const {
     std::lock_guard lock(mutex_);
-    return races_;
+    return order_.races();
   }
   int calls(const std::string& function) const {
     std::lock_guard lock(mutex_);
@@ -133,10 +128,9 @@ class CudaModel {
 
  private:
   enum class Kind { copy, kernel, record, wait };
-  using Clock = std::map<int, std::uint64_t>;  // 0: the host; others: streams
   struct Event {
     std::uint64_t recorded = 0, done = 0;
-    Clock clock;
+    StreamOrder::Clock clock;
   };
   struct Task {
     Kind kind;
@@ -148,14 +142,6 @@ class CudaModel {
     int id = 0;
     std::deque<Task> tasks;
     bool busy = false;
-    Clock clock;
-  };
-  struct Access {
-    std::uintptr_t begin, end;
-    bool write;
-    int stream;
-    std::uint64_t when;
-    const char* what;
   };
   struct Fault {
     int left, code;
@@ -163,9 +149,6 @@ class CudaModel {
   };
   using Lock = std::unique_lock<std::mutex>;
 
-  static void join(Clock& into, const Clock& from) {
-    for (const auto& [id, when] : from) into[id] = std::max(into[id], when);
-  }
   // What may not even be asked for now.
   int enter(const char* function) {
     ++calls_[function];
@@ -182,22 +165,9 @@ class CudaModel {
   }
   void push(Queue& queue, Kind kind, std::function<void()> body, Event* event = nullptr,
             std::uint64_t count = 0) {
-    join(queue.clock, host_);
-    ++queue.clock[queue.id];
+    order_.queued(queue.id);
     queue.tasks.push_back({kind, std::move(body), event, count});
     changed_.notify_all();
-  }
-  void touch(Queue& queue, const Range& range, bool write, const char* what) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(range.at);
-    const Access now{begin, begin + range.bytes, write, queue.id, queue.clock[queue.id], what};
-    std::erase_if(accesses_, [&](const Access& each) { return host_[each.stream] >= each.when; });
-    for (const Access& each : accesses_) {
-      const bool meets = each.begin < now.end && now.begin < each.end;
-      if (meets && (write || each.write) && queue.clock[each.stream] < each.when) {
-        races_.push_back(std::string(what) + " what " + each.what + " in no order");
-      }
-    }
-    accesses_.push_back(now);
   }
   Queue* runnable(int engine) {
     std::vector<Queue*> able;
@@ -269,8 +239,14 @@ class CudaModel {
     return self().make_memory(256, bytes, CudaMemory::device, memory);
   }
   static int release(void* memory) {
-    std::lock_guard lock(self().mutex_);
+    Lock lock(self().mutex_);
     self().enter("release");
+    self().changed_.wait(lock, [] {
+      return std::all_of(self().streams_.begin(), self().streams_.end(), [](const auto& each) {
+        return each.second->tasks.empty() && !each.second->busy;
+      });
+    });
+    self().order_.host_learns_all();
     return self().free_memory(memory);
   }
   static int pin(std::size_t bytes, void** memory) {
@@ -331,7 +307,7 @@ class CudaModel {
     if (const int code = self().enter("stream_wait_event")) return code;
     Queue& queue = *self().streams_.at(stream);
     self().push(queue, Kind::wait, {}, event_at(event), event_at(event)->recorded);
-    join(queue.clock, event_at(event)->clock);
+    self().order_.waits(queue.id, event_at(event)->clock);
     return 0;
   }
   static int stream_query(void* stream) {
@@ -344,9 +320,9 @@ class CudaModel {
     Lock lock(self().mutex_);
     if (const int code = self().enter("stream_synchronize")) return code;
     Queue& queue = *self().streams_.at(stream);
-    const Clock clock = queue.clock;
+    const StreamOrder::Clock clock = self().order_.clock(queue.id);
     self().changed_.wait(lock, [&] { return queue.tasks.empty() && !queue.busy; });
-    join(self().host_, clock);
+    self().order_.host_learns(clock);
     return 0;
   }
   static int event_create(int, void** event) {
@@ -372,24 +348,24 @@ class CudaModel {
     const auto at = self().streams_.find(stream);
     if (at == self().streams_.end()) return 400;  // invalid handle
     self().push(*at->second, Kind::record, {}, event_at(event), ++event_at(event)->recorded);
-    event_at(event)->clock = at->second->clock;
+    event_at(event)->clock = self().order_.clock(at->second->id);
     return 0;
   }
   static int event_query(void* event) {
     std::lock_guard lock(self().mutex_);
     if (const int code = self().enter("event_query")) return code;
     if (event_at(event)->done < event_at(event)->recorded) return kCudaNotReady;
-    join(self().host_, event_at(event)->clock);
+    self().order_.host_learns(event_at(event)->clock);
     return 0;
   }
   static int event_synchronize(void* event) {
     Lock lock(self().mutex_);
     if (const int code = self().enter("event_synchronize")) return code;
     const std::uint64_t count = event_at(event)->recorded;
-    const Clock clock = event_at(event)->clock;
+    const StreamOrder::Clock clock = event_at(event)->clock;
     self().changed_.wait(lock, [&] { return event_at(event)->done >= count || self().lost_ != 0; });
     if (self().lost_ != 0) return self().lost_;
-    join(self().host_, clock);
+    self().order_.host_learns(clock);
     return 0;
   }
   static int copy_async(void* to, const void* from, std::size_t bytes, CudaCopy kind,
@@ -399,7 +375,8 @@ class CudaModel {
     Queue& queue = *self().streams_.at(stream);
     ++self().copies_queued_;
     self().push(queue, Kind::copy, [=] { std::memcpy(to, from, bytes); });
-    if (kind == CudaCopy::to_device) self().touch(queue, {to, bytes}, true, "a copy writes");
+    if (kind == CudaCopy::to_device)
+      self().order_.touches(queue.id, {to, bytes}, true, "a copy writes");
     return 0;
   }
   static const CudaApi& table() {
@@ -453,9 +430,7 @@ class CudaModel {
   std::map<void*, std::unique_ptr<Event>> events_;
   std::vector<std::unique_ptr<Event>> graves_;
   std::map<void*, Memory> memory_;
-  Clock host_;
-  std::vector<Access> accesses_;
-  std::vector<std::string> races_;
+  StreamOrder order_;
   std::map<std::string, Fault> faults_;
   std::map<std::string, int> calls_;
   std::array<std::thread, 2> threads_;
