@@ -42,13 +42,6 @@ struct Thread {
   std::vector<const void*> observed;  // atomics since the last fence
 };
 
-std::atomic<std::uint64_t>& seed() {
-  static std::atomic<std::uint64_t> value = [] {
-    const char* text = std::getenv("PROPHET_CUDA_SEED");
-    return text ? std::strtoull(text, nullptr, 10) : 0ull;
-  }();
-  return value;
-}
 std::atomic<std::uint64_t> launches{0};
 
 // Of the calling thread, kept between launches.
@@ -66,7 +59,7 @@ class Run {
   explicit Run(const Kernel& kernel)
       : kernel_(kernel),
         count_(std::size_t(kernel.block.x) * kernel.block.y * kernel.block.z),
-        random_(seed() * 0x9E3779B97F4A7C15ull + ++launches),
+        random_(schedule_seed() * 0x9E3779B97F4A7C15ull + ++launches),
         memory_(block_memory(count_)),
         threads_(count_) {}
 
@@ -348,10 +341,6 @@ std::uint64_t warp_operation(Operation operation, unsigned mask, std::uint64_t v
 }  // namespace
 
 const Place& here() { return running->place; }
-void set_seed(std::uint64_t value) {
-  seed() = value;
-  launches = 0;
-}
 void run(const Kernel& kernel) { Run(kernel).run(); }
 
 void sync_threads(int line) {

@@ -62,10 +62,6 @@ struct Place {
 };
 const Place& here();
 
-// The seed of schedules, from PROPHET_CUDA_SEED (0) at first. A launch's own seed is made of it and
-// of how many launches went before.
-void set_seed(std::uint64_t seed);
-
 struct Kernel {
   const char* name;
   dim3 grid, block;

@@ -59,6 +59,8 @@ void launch(void* stream_handle, Launch kernel) {
   }
 }
 
+std::uint64_t schedule_seed() { return settings().seed; }
+
 void kernel_failed(const char* kernel, const char* sentence) {
   std::fprintf(stderr, "emulated kernel %s: %s\n", kernel, sentence);
   lose_device(cudaErrorLaunchFailure);

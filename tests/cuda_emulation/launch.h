@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 
 namespace prophet::emulation {
@@ -36,5 +37,8 @@ bool device_lost();
 
 // Whether a kernel could read all these bytes on a real device: device memory or page-locked.
 bool reachable(const void* address, std::size_t bytes);
+
+// The seed of the kernels' schedules. A launch's own is made of it and of how many went before.
+std::uint64_t schedule_seed();
 
 }  // namespace prophet::emulation

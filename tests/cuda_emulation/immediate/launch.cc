@@ -1,11 +1,13 @@
 // A runtime without streams for tests of single kernels: a launch runs at once on the calling
 // thread, over ordinary memory. For launch.h and the two functions of CUDA that kernels need.
+#include "cuda_emulation/launch.h"
+
 #include <driver_types.h>
 
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
-
-#include "cuda_emulation/launch.h"
 
 namespace {
 
@@ -36,6 +38,11 @@ void launch(void*, Launch call) {
     return;
   }
   call.body();
+}
+
+std::uint64_t schedule_seed() {
+  const char* text = std::getenv("PROPHET_EMULATED_SEED");
+  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
 }
 
 void kernel_failed(const char*, const char* sentence) {
