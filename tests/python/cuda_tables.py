@@ -1,4 +1,4 @@
-"""Kernels called from Python through the tables of csrc/device/cuda/cuda_api.h and csrc/kernels/cuda_kernels.h.
+"""Kernels called from Python, through the tables of device/cuda/cuda_api.h and kernels/cuda_kernels.h.
 
 The same on the emulated library and on a device. Every call is checked; `Device` frees what it made.
 """
@@ -6,7 +6,8 @@ The same on the emulated library and on a device. Every call is checked; `Device
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,18 @@ F32, F16, BF16, INT8, INT4 = range(5)
 ACTIVATIONS = ("silu", "gelu_erf", "gelu_tanh", "relu", "relu2")
 TO_DEVICE, TO_HOST = 1, 2
 
-_API = (
-    "error_name error_text device_count versions device_info use_device device_synchronize allocate release "
-    "memory_info pin unpin register_host unregister_host device_address memory_kind priorities stream_create "
-    "stream_destroy stream_device stream_wait_event stream_query stream_synchronize event_create "
-    "event_destroy event_record event_query event_synchronize event_elapsed copy_async fill_async "
-    "begin_capture end_capture graph_launch graph_destroy synchronising_calls"
-).split()
-_KERNELS = "expert_ffn_scratch_bytes expert_ffn top_k dequantise predict route seal".split()
+_API = """
+    error_name error_text device_count versions device_info use_device device_synchronize allocate release
+    memory_info pin unpin register_host unregister_host device_address memory_kind priorities stream_create
+    stream_destroy stream_device stream_wait_event stream_query stream_synchronize event_create
+    event_destroy event_record event_query event_synchronize event_elapsed copy_async fill_async
+    begin_capture end_capture graph_launch graph_destroy synchronising_calls
+"""
+_KERNELS = "expert_ffn_scratch_bytes expert_ffn top_k dequantise predict route seal"
 
 
-def _table(names: Sequence[str]) -> type[ctypes.Structure]:
-    fields = [("version", ctypes.c_uint32), ("size", ctypes.c_uint32)]
+def _table(text: str) -> type[ctypes.Structure]:
+    names, fields = text.split(), [("version", ctypes.c_uint32), ("size", ctypes.c_uint32)]
     return type("Table", (ctypes.Structure,), {"_fields_": fields + [(n, ctypes.c_void_p) for n in names]})
 
 
@@ -90,7 +91,7 @@ class Device:
         self.stream = stream
 
     @staticmethod
-    def _load(export: Any, names: Sequence[str]) -> Any:
+    def _load(export: Any, names: str) -> Any:
         kind = _table(names)
         export.restype = ctypes.POINTER(kind)
         table = export().contents
@@ -144,12 +145,20 @@ class Device:
 
 
 @contextmanager
-def device(library: Path) -> Iterator[Device]:
-    made = Device(library)
+def device(library: Path | None) -> Iterator[Device]:
+    """Of this library; None: the one that Prophet itself finds."""
+    made = Device(library or _installed())
     try:
         yield made
     finally:
         made.close()
+
+
+def _installed() -> Path:
+    import prophet_ext
+
+    chosen = os.environ.get("PROPHET_CUDA_LIB")
+    return Path(chosen) if chosen else Path(prophet_ext.__file__).with_name("libprophet_cuda.so")
 
 
 def stored(values: Array, kind: int) -> Array:
