@@ -147,7 +147,7 @@ class ExpertSlots:
             file=self.settings.statistics,
             rank=self.rank,
         )
-        weakref.finalize(self, self._statistics.write)  # before the engine closes: last made, first called
+        weakref.finalize(self, self._statistics.end)  # before the engine closes: last made, first called
 
     def _predictor(self, share: float) -> Predictor | None:
         file: Path | None = None
@@ -185,6 +185,12 @@ class ExpertSlots:
 
     # Serving
 
+    def report(self) -> dict[str, Any]:
+        """What happened so far. Raises StateError: not open."""
+        if self._statistics is None:
+            raise StateError("the engine is not open yet: nothing has happened.")
+        return self._statistics.report()
+
     def arrays(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """w13 and w2 of the layer's slots, [slots, rows, columns], dense; nothing here may write to them."""
         return self._views[layer]
@@ -209,8 +215,6 @@ class ExpertSlots:
                 held = [lease.wait(expert)[0] // size - first for expert in experts]
                 self._slot_of[experts] = torch.tensor(held, dtype=torch.int32)
                 yield rows, self._slot_of[ids[rows]]
-        if self._statistics is not None:
-            self._statistics.tell()
 
 
 def by_token(ids: torch.Tensor, room: int) -> Iterator[tuple[slice, list[int]]]:

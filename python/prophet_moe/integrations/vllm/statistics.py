@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 from prophet_ext import Engine
+from prophet_moe.errors import ProphetError
 from prophet_moe.integrations.vllm.records import LayerShape
 
-SECONDS = 1.0  # between two writes
+SECONDS = 1.0  # between two looks
 
 
 class Statistics:
-    """Writes the report of one process to a file about once a second while layers run, and at the end.
+    """Keeps a file at the report of one process: a thread looks once a second for news.
 
     file: None for nowhere; processes other than the first add their rank to its name.
     """
@@ -25,13 +26,17 @@ class Statistics:
     ) -> None:
         self._engine, self._shape, self._model, self._system = engine, shape, model, system
         self._file = file.with_name(f"{file.name}.rank{rank}") if file is not None and rank else file
-        self._next = 0.0
+        self._told: dict[str, Any] = {}  # what the file says
+        self._ended = threading.Event()
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self.write()
+            self._write(self._file)
+            threading.Thread(
+                target=self._keep, args=(self._file,), name="prophet-statistics", daemon=True
+            ).start()
 
     def report(self) -> dict[str, Any]:
-        """The keys of prophet_moe.report; `exact` is null, as which kernel is bit-equal is vLLM's to say."""
+        """The keys of prophet_moe.report; `exact` is null: Prophet knows bits of transformers' sums only."""
         engine, counters = self._engine, self._engine.counters()
         return {
             "model": self._model,
@@ -58,16 +63,24 @@ class Statistics:
             "layer_steps": counters["layer_steps"],
         }
 
-    def tell(self) -> None:
-        """A layer has been served."""
-        if self._file is not None and time.monotonic() >= self._next:
-            self.write()
+    def end(self) -> None:
+        """Writes the file a last time; the engine may then close. Idempotent."""
+        if self._file is not None and not self._ended.is_set():
+            self._ended.set()
+            self._write(self._file)
 
-    def write(self) -> None:
-        """Replaces the file by the report as it is now."""
-        if self._file is None:
+    def _keep(self, file: Path) -> None:
+        while not self._ended.wait(SECONDS):
+            try:
+                self._write(file)
+            except ProphetError:  # closed in between
+                return
+
+    def _write(self, file: Path) -> None:
+        report = self.report()
+        if report == self._told:
             return
-        self._next = time.monotonic() + SECONDS
-        unfinished = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(self.report()) + "\n")
-        os.replace(unfinished, self._file)
+        self._told = report
+        unfinished = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+        unfinished.write_text(json.dumps(report) + "\n")
+        os.replace(unfinished, file)
