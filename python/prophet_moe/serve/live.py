@@ -32,6 +32,7 @@ def snapshot(service: Service) -> dict[str, Any]:
         "expert_bytes": info.expert_bytes,
         "rows": service.limits.rows,
         "context": service.limits.context,
+        "new_tokens": service.loop.new_tokens,
         "at_ns": time.perf_counter_ns(),
         "counters": {key: found[key] for key in COUNTERS if key in found},
         "residency": [

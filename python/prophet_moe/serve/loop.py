@@ -85,6 +85,7 @@ class Loop:
         self._typical = 1.0  # seconds of a request, running mean
         self._events: asyncio.AbstractEventLoop | None = None
         self.tracked: dict[int, Tracked] = {}
+        self.new_tokens = 0  # of all requests
         self.closing = False
         self.batching = Batching(model, self._heard, rows=rows, context=context, kv_tokens=kv_tokens)
         self.gate = Gate(rows, self.batching.blocks, queue)
@@ -159,6 +160,7 @@ class Loop:
                 self._metrics.token(now - last, first=tracked.new_tokens == 0)
                 last, used = now, used + 1
                 tracked.new_tokens += 1
+                self.new_tokens += 1
                 said += text.feed(token)
                 if text.stopped:
                     break

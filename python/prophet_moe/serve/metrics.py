@@ -16,6 +16,7 @@ from prophet_moe.runreport import COUNTERS
 
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 OUTCOMES = ("stop", "length", "cancelled", "failed", "refused")
+_GAUGES = {"bytes_prefetch_unused"}  # what waits in slots goes down as it is used
 
 
 class _Engine(Collector):
@@ -34,7 +35,8 @@ class _Engine(Collector):
             name, value = key, float(found[key])
             if key.endswith("_ns"):
                 name, value = key.removesuffix("_ns") + "_seconds", found[key] / 1e9
-            yield CounterMetricFamily(f"prophet_{name}", f"{key} of the run report", value=value)
+            kind = GaugeMetricFamily if key in _GAUGES else CounterMetricFamily
+            yield kind(f"prophet_{name}", f"{key} of the run report", value=value)
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"prophet_{name}", name.replace("_", " "), value=value)
 

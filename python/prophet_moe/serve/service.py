@@ -122,6 +122,8 @@ class Service:
         param: str,
         stops: tuple[str, ...],
     ) -> list[Job]:
+        if not all(prompts) or not prompts:
+            raise Refused("the prompt has no tokens: give at least one.", param=param)
         if len(prompts) * wanted.n > self.limits.rows:
             raise Refused(
                 f"{len(prompts) * wanted.n} answers in one request are more than the {self.limits.rows} "
@@ -144,8 +146,6 @@ class Service:
         choice: int,
     ) -> Job:
         context = self.limits.context
-        if not prompt:
-            raise Refused("the prompt has no tokens: give at least one.", param=param)
         if len(prompt) >= context or (limit is not None and len(prompt) + limit > context):
             asked = "" if limit is None else f" and {limit} new ones"
             raise Refused(
@@ -154,8 +154,6 @@ class Service:
                 param=param,
                 code="context_length_exceeded",
             )
-        if self.loop.batching.blocks_of(context) > self.loop.batching.blocks:
-            raise Refused("the key-value cache is smaller than one context.", status=500)
         sampling = Sampling(
             temperature=wanted.temperature,
             top_p=wanted.top_p,
