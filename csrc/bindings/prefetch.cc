@@ -31,6 +31,8 @@ PrefetchRule rule_from(const py::dict& fields) {
       rule.last = value.cast<std::int32_t>();
     } else if (name == "least") {
       rule.least = value.cast<float>();
+    } else if (name == "staging") {
+      rule.staging = value.cast<float>();
     } else if (name == "per_layer") {
       rule.per_layer = value.cast<std::int32_t>();
     } else if (name == "order") {
@@ -43,7 +45,7 @@ PrefetchRule rule_from(const py::dict& fields) {
       rule.conscience = value.cast<bool>();
     } else {
       throw InvalidArgument("a rule of prefetching has no field '" + name +
-                            "': first, last, least, per_layer, order, discount, fill, "
+                            "': first, last, least, staging, per_layer, order, discount, fill, "
                             "conscience");
     }
   }
@@ -57,6 +59,7 @@ py::dict to_dict(const PrefetchRule& rule) {
   out["last"] = rule.last;
   if (rule.least != usual.least)
     out["least"] = std::round(double(rule.least) * 1e6) / 1e6;  // as it was written
+  if (rule.staging != usual.staging) out["staging"] = std::round(double(rule.staging) * 1e6) / 1e6;
   if (rule.per_layer != usual.per_layer) out["per_layer"] = rule.per_layer;
   constexpr const char* orders[] = {"confidence", "deadline", "proximity"};
   out["order"] = orders[static_cast<int>(rule.order)];

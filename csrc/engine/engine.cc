@@ -102,8 +102,15 @@ void Engine::begin_step(std::int32_t layer) {
 // Times per expert and per layer step since the last token, averaged over some tokens.
 void Engine::measure_pace() {
   const LaneStats demand = backend_->stats(Lane::demand), early = backend_->stats(Lane::prefetch);
-  const Mark now{ticks_, demand.bytes + early.bytes, backend_->now(), backend_->busy(),
-                 demand.busy};
+  const StagingStats staging = backend_->staging();
+  const Mark now{ticks_,
+                 demand.bytes + early.bytes,
+                 backend_->now(),
+                 backend_->busy(),
+                 demand.busy,
+                 staging.read[0].bytes + staging.read[1].bytes,
+                 staging.read[0].busy,
+                 staging.read[1].busy};
   const double steps = double(now.ticks - mark_.ticks), bytes = double(now.bytes - mark_.bytes);
   if (steps > 0) {
     const auto blend = [](double& average, double value) {
@@ -113,6 +120,13 @@ void Engine::measure_pace() {
     blend(pace_.idle, double((now.now - mark_.now) - (now.demand - mark_.demand)) / steps);
     if (bytes > 0) {
       blend(pace_.expert, double(now.busy - mark_.busy) / bytes * double(store_->slot_bytes()));
+    }
+    const double read = double(now.read_bytes - mark_.read_bytes);
+    const Nanos for_demands = now.read_demand - mark_.read_demand;
+    if (read > 0) {
+      const Nanos reading = for_demands + (now.read_early - mark_.read_early);
+      blend(pace_.staged, double(reading) / read * double(store_->slot_bytes()));
+      blend(pace_.disk_idle, double((now.now - mark_.now) - for_demands) / steps);
     }
   }
   mark_ = now;

@@ -236,6 +236,8 @@ class Engine {
     std::int64_t ticks = 0;
     std::uint64_t bytes = 0;
     Nanos now = 0, busy = 0, demand = 0;
+    std::uint64_t read_bytes = 0;  // into the staging tier, and the time of it by class
+    Nanos read_demand = 0, read_early = 0;
   } mark_;                       // where the pace was last measured
   std::uint64_t overtaken_ = 0;  // bytes that the planner knows of
   std::vector<Foresight::Word> words_;

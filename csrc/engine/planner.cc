@@ -93,7 +93,7 @@ void Planner::plan(const Cache& cache, const Pace& pace, std::vector<Prefetch>& 
       const auto ahead = std::int32_t(word.tick + forecast.horizon - ticks_);
       if (ahead < 1) continue;  // that turn is over or running
       const float p = forecast.p * trusted;
-      if (!(p >= rule_.least) || ahead > rule_.last) continue;
+      if (!(p >= std::min(rule_.least, rule_.staging)) || ahead > rule_.last) continue;
       const Residency state = cache.state(forecast.key);
       if (state != Residency::absent && state != Residency::loading) continue;
       candidates_.push_back({forecast.key, p, ahead});
@@ -102,6 +102,9 @@ void Planner::plan(const Cache& cache, const Pace& pace, std::vector<Prefetch>& 
   Moment moment{ticks_, candidates_, PrefetchPolicy::kNever};
   if (pace.idle > 0) {
     moment.steps_per_expert = std::min(pace.expert / pace.idle, PrefetchPolicy::kNever);
+  }
+  if (pace.disk_idle > 0) {
+    moment.steps_per_staged = std::min(pace.staged / pace.disk_idle, PrefetchPolicy::kNever);
   }
   policy_->plan(moment, wanted);
 }

@@ -46,6 +46,7 @@ class Planner {
   // The link: times of one expert and of one layer step, the part of a step without demands.
   struct Pace {
     double expert = 0, step = 0, idle = 0;  // any unit, the same for all
+    double staged = 0, disk_idle = 0;       // of the lane into the staging tier, where there is one
   };
   void plan(const Cache& cache, const Pace& pace, std::vector<Prefetch>& wanted);
 

@@ -27,6 +27,8 @@ struct Moment {
   // Layer steps that one expert takes on the part of the link's time that demands leave idle; at
   // most kNever.
   double steps_per_expert = 0;
+  // The same of reading one into the staging tier; kNever: one at a time.
+  double steps_per_staged = 1e9;
 };
 
 class PrefetchPolicy {
@@ -47,7 +49,10 @@ struct PrefetchRule {
   };
   std::int32_t first = 1;  // layers ahead: from `first` ...
   std::int32_t last = 0;   // ... to `last`; 0: no prefetch at all
-  float least = 0;         // probability below which nothing is wanted
+  float least = 0;         // probability below which nothing is wanted in fast memory
+  // Between this probability and `least` an expert is wanted in the staging tier, where there is
+  // one; below it, nowhere. At or above `least`: the tier is not used ahead.
+  float staging = 1;
   std::int32_t per_layer =
       std::numeric_limits<std::int32_t>::max();  // the likeliest absent ones of each layer
   Order order = Order::confidence;

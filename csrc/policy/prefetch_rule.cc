@@ -16,20 +16,25 @@ class ByRule final : public PrefetchPolicy {
     candidates_.clear();
     for (const Forecast& forecast : moment.forecasts) {
       if (forecast.horizon < rule_.first || forecast.horizon > rule_.last) continue;
-      if (!(forecast.p >= rule_.least)) continue;  // NaN is no probability
-      candidates_.push_back({forecast, rank(forecast)});
+      if (!(forecast.p >= std::min(rule_.least, rule_.staging))) continue;  // nor NaN
+      candidates_.push_back({forecast, rank(forecast), forecast.p >= rule_.least});
     }
     keep_likeliest();
     std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+      if (a.fast != b.fast) return a.fast;
       if (a.rank != b.rank) return a.rank > b.rank;
       return a.of.key < b.of.key;
     });
-    double time = 0;  // layer steps that the plan so far takes
+    Lane fast{Reach::fast, moment.steps_per_expert},
+        staging{Reach::staging, moment.steps_per_staged};
     for (const Candidate& candidate : candidates_) {
+      Lane& lane = candidate.fast ? fast : staging;
       const double until = candidate.of.horizon * rule_.fill;
-      if (!wanted.empty() && time + moment.steps_per_expert > until) continue;
-      time += moment.steps_per_expert;
-      wanted.push_back({candidate.of.key, candidate.of.p, moment.tick + candidate.of.horizon});
+      if (lane.used && lane.time + lane.steps > until) continue;
+      lane.time += lane.steps;
+      lane.used = true;
+      wanted.push_back(
+          {candidate.of.key, candidate.of.p, moment.tick + candidate.of.horizon, lane.reach});
     }
   }
 
@@ -37,6 +42,13 @@ class ByRule final : public PrefetchPolicy {
   struct Candidate {
     Forecast of;
     double rank;
+    bool fast;
+  };
+  struct Lane {
+    Reach reach;
+    double steps;     // per expert
+    double time = 0;  // layer steps that the plan so far takes
+    bool used = false;
   };
 
   double rank(const Forecast& forecast) const {
@@ -74,9 +86,9 @@ class ByRule final : public PrefetchPolicy {
 }  // namespace
 
 std::unique_ptr<PrefetchPolicy> make_prefetch_policy(const PrefetchRule& rule) {
-  if (!(rule.least >= 0 && rule.least <= 1) || !(rule.discount >= 0) || rule.first < 1 ||
-      rule.last < 0 || (rule.last > 0 && rule.last < rule.first) || rule.per_layer < 1 ||
-      !(rule.fill > 0)) {
+  if (!(rule.least >= 0 && rule.least <= 1) || !(rule.staging >= 0 && rule.staging <= 1) ||
+      !(rule.discount >= 0) || rule.first < 1 || rule.last < 0 ||
+      (rule.last > 0 && rule.last < rule.first) || rule.per_layer < 1 || !(rule.fill > 0)) {
     throw InvalidArgument(
         "a rule of prefetching needs a probability of 0 to 1, layers from 1 ahead to a last that "
         "is "

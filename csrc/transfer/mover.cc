@@ -6,6 +6,14 @@
 #include "transfer/reconcile.h"
 
 namespace prophet {
+namespace {
+
+MoverOptions whole_chunks(MoverOptions options, std::uint64_t unit) {
+  options.chunk_bytes = std::max(options.chunk_bytes / unit * unit, unit);
+  return options;
+}
+
+}  // namespace
 
 Mover::Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span<std::byte> arena,
              Recorder& recorder, MoverOptions options)
@@ -14,12 +22,10 @@ Mover::Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span
       cache_(cache),
       arena_(arena),
       recorder_(recorder),
-      options_(options),
+      options_(whole_chunks(options, backend.alignment())),
+      stager_(store, backend, options_.chunk_bytes, options_.prefetch_chunks),
       unused_(store.geometry().total(), 0),
-      displaced_(store.geometry().total(), false) {
-  const std::uint64_t unit = backend.alignment();
-  options_.chunk_bytes = std::max(options_.chunk_bytes / unit * unit, unit);
-}
+      displaced_(store.geometry().total(), false) {}
 
 Mover::Transfer* Mover::find(ExpertKey key) {
   auto at = std::find_if(moving_.begin(), moving_.end(),
@@ -101,6 +107,7 @@ void Mover::start_all_chunks(Transfer& transfer) {
 }
 
 bool Mover::demand(ExpertKey key) {
+  stager_.forget(key);
   if (Transfer* transfer = find(key)) {
     // On its way: what a failed chunk left behind cannot be mended, the rest is promoted.
     if (!transfer->error.empty()) return false;
@@ -129,19 +136,28 @@ void Mover::make_way(const std::function<bool(ExpertKey)>& in_the_way) {
 }
 
 void Mover::want(std::span<const Prefetch> wanted) {
+  std::vector<Prefetch> fast, staging;
+  for (const Prefetch& wish : wanted) {
+    if (wish.reach == Reach::fast) {
+      fast.push_back(wish);
+    } else if (cache_.state(wish.key) == Residency::absent) {
+      staging.push_back(wish);
+    }
+  }
+  stager_.want(staging);
   std::vector<ExpertKey> prefetching;
   for (const Transfer& transfer : moving_) {
     if (transfer.lane == Lane::prefetch) prefetching.push_back(transfer.key);
   }
   Reconciled plan =
-      reconcile(wanted, prefetching, [this](ExpertKey key) { return cache_.state(key); });
+      reconcile(fast, prefetching, [this](ExpertKey key) { return cache_.state(key); });
   for (ExpertKey key : plan.cancel) find(key)->cancelled = true;
   for (ExpertKey key : plan.resume) {
     if (find(key)->error.empty()) find(key)->cancelled = false;
   }
   wishes_ = std::move(plan.start);
   std::reverse(wishes_.begin(), wishes_.end());
-  for (const Prefetch& wish : wanted) {
+  for (const Prefetch& wish : fast) {
     cache_.policy().foreseen(wish.key, wish.confidence, wish.deadline);
   }
 }
@@ -169,16 +185,20 @@ void Mover::start_wishes() {
     if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish))) continue;
     while (free > 0 && start_chunk(moving_.back())) --free;
   }
+  stager_.start();
 }
 
 bool Mover::landed(Transfer& transfer, const Chunk& chunk) {
   try {
     if (!backend_.poll(chunk.first)) return false;
     transfer.moved += chunk.second;
+    return true;
   } catch (const ReadError& error) {
     if (transfer.error.empty()) transfer.error = error.what();
-    transfer.cancelled = true;
+  } catch (const DeviceError& error) {
+    if (transfer.error.empty()) transfer.error = error.what();
   }
+  transfer.cancelled = true;
   return true;
 }
 
@@ -228,6 +248,7 @@ void Mover::finish(const Transfer& transfer, std::vector<Ending>& ended) {
 }
 
 void Mover::collect(std::vector<Ending>& out) {
+  stager_.collect();
   if (moving_.empty()) return;
   for (Transfer& transfer : moving_) poll(transfer);
   std::erase_if(moving_, [&](const Transfer& transfer) {
@@ -245,12 +266,13 @@ void Mover::tickets(ExpertKey key, std::vector<Ticket>& out) const {
 }
 
 bool Mover::prefetching() const {
-  return !wishes_.empty() || std::any_of(moving_.begin(), moving_.end(), [](const Transfer& t) {
-    return t.lane == Lane::prefetch;
-  });
+  return !wishes_.empty() || stager_.active() ||
+         std::any_of(moving_.begin(), moving_.end(),
+                     [](const Transfer& t) { return t.lane == Lane::prefetch; });
 }
 
 void Mover::prefetch_tickets(std::vector<Ticket>& out) const {
+  stager_.tickets(out);
   for (const Transfer& transfer : moving_) {
     if (transfer.lane != Lane::prefetch) continue;
     for (const auto& chunk : transfer.chunks) out.push_back(chunk.first);

@@ -9,7 +9,8 @@
 //  * cancellation: no further chunk is started; the slot stays `loading` until those in flight
 //    have landed (the disk is still writing there), then becomes free, unless all had been started:
 //    then the expert simply arrives;
-//  * failure: as cancellation, and the reason is handed to whoever waits.
+//  * failure: as cancellation, and the reason is handed to whoever waits;
+//  * a wish that reaches no further than the staging tier takes no slot (transfer/stager.h).
 //
 // Not thread-safe: the engine holds the lock. Nothing here blocks.
 #pragma once
@@ -28,6 +29,7 @@
 #include "device/backend.h"
 #include "store/weight_store.h"
 #include "telemetry/recorder.h"
+#include "transfer/stager.h"
 
 namespace prophet {
 
@@ -68,7 +70,7 @@ class Mover {
   // Tickets to wait for until `key` may have moved on; one when all of its chunks have been
   // started.
   void tickets(ExpertKey key, std::vector<Ticket>& out) const;
-  // Tickets of running prefetches.
+  // Tickets of running prefetches, to fast memory or to the staging tier.
   void prefetch_tickets(std::vector<Ticket>& out) const;
   // True while a prefetch is wished or running.
   bool prefetching() const;
@@ -125,8 +127,9 @@ class Mover {
   std::span<std::byte> arena_;
   Recorder& recorder_;
   MoverOptions options_;
+  Stager stager_;
   std::vector<Transfer> moving_;              // few: at most the experts of some layers
-  std::vector<Prefetch> wishes_;              // not started, best last
+  std::vector<Prefetch> wishes_;              // for fast memory, not started, best last
   std::vector<std::uint64_t> unused_;         // [experts] bytes a prefetch brought, not used yet
   std::vector<bool> displaced_;               // [experts]
   std::deque<ExpertKey> displaced_in_order_;  // oldest first
