@@ -174,8 +174,9 @@ class Lease:
     def wait(self, expert: int) -> list[int]:
         """Blocks until the expert has landed (GIL released); the offset of each piece in the
         arena. Raises ReadError if its bytes could not be brought."""
-    def release(self) -> None:
-        """Idempotent."""
+    def release(self, stream: int | None = None) -> None:
+        """Ends when all that is queued on the device's stream so far is done; without one at once.
+        Idempotent."""
     def __enter__(self) -> Lease: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -197,6 +198,9 @@ class Predictor:
         """Width of `hidden` that it makes use of; 0: none."""
     def narrowed(self, most: int) -> Predictor:
         """One like it that forecasts only the `most` likeliest experts of each layer."""
+    def joined(self, other: Predictor) -> Predictor:
+        """One that joins the forecasts of both for the layers just ahead, weighed by how they come true, and
+        is like this one in all else (csrc/predict/joint_predictor.h)."""
     def reset(self) -> None: ...
     def observe(
         self,
@@ -225,10 +229,11 @@ def make_predictor(
     router: NDArray[Any] | None = None,
     router_bias: NDArray[np.float32] | None = None,
     norm: NDArray[np.float32] | None = None,
+    horizons: int = 3,
 ) -> Predictor:
     """One that needs no training. "next-gate" needs router [layers, experts, hidden] float32 or float16 and
     takes router_bias [layers, experts] and norm [layers, hidden], the weights of the norms before the
-    routers. Raises InvalidArgument."""
+    routers; it looks at most `horizons` layers ahead, 1 to 3. Raises InvalidArgument."""
 
 def make_layer_mlp(
     name: str,

@@ -116,32 +116,38 @@ class PyEngine {
 // A lease keeps its engine alive and ends with the Python object at the latest.
 class PyLease {
  public:
-  explicit PyLease(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
-  ~PyLease() { release(); }
+  explicit PyLease(std::shared_ptr<Engine> engine)
+      : engine_(std::move(engine)), lease_(std::make_unique<Lease>()) {}
+  ~PyLease() { release(std::nullopt); }
   PyLease(const PyLease&) = delete;
 
   void begin(std::int32_t layer, const std::vector<std::int32_t>& experts) {
-    engine_->lease(layer, experts, lease_);
+    engine_->lease(layer, experts, *lease_);
   }
   std::vector<std::uint64_t> wait(std::int32_t expert) {
+    if (!lease_) throw StateError("this lease was released");
     std::int32_t slot = 0;
     {
       py::gil_scoped_release free;
-      slot = engine_->wait(lease_, expert);
+      slot = engine_->wait(*lease_, expert);
     }
     const WeightStore& store = engine_->store();
-    const ExpertKey key{lease_.entries.front().key.layer, expert};
+    const ExpertKey key{lease_->entries.front().key.layer, expert};
     std::vector<std::uint64_t> at(store.pieces());
     for (int piece = 0; piece < store.pieces(); ++piece) {
       at[piece] = store.place(slot, store.piece_at(key, piece), engine_->slots());
     }
     return at;
   }
-  void release() { engine_->release(lease_); }
+  void release(const std::optional<std::uintptr_t>& stream) {
+    if (!lease_) return;
+    if (stream) return engine_->release(std::move(lease_), *stream);
+    engine_->release(*lease_);
+  }
 
  private:
   std::shared_ptr<Engine> engine_;
-  Lease lease_;
+  std::unique_ptr<Lease> lease_;  // null: handed back to end with a stream
 };
 
 // The arena as a read-only buffer that keeps the backend alive.
@@ -285,9 +291,10 @@ void register_engine(py::module_& m) {
 
   py::class_<PyLease>(m, "Lease")
       .def("wait", &PyLease::wait, py::arg("expert"))
-      .def("release", &PyLease::release)
+      .def("release", &PyLease::release, py::arg("stream") = py::none())
       .def("__enter__", [](PyLease& self) -> PyLease& { return self; })
-      .def("__exit__", [](PyLease& self, py::object, py::object, py::object) { self.release(); });
+      .def("__exit__",
+           [](PyLease& self, py::object, py::object, py::object) { self.release(std::nullopt); });
 
   py::class_<PyEngine>(m, "Engine")
       .def(py::init([](const std::vector<std::string>& files, const Pieces& pieces, int top_k,

@@ -171,6 +171,14 @@ void Engine::read(std::uint64_t at, std::span<std::byte> to) const {
   cuda_check(d.api, d.api.stream_synchronize(d.reading.get()), "waiting for an expert");
 }
 
+void Engine::release(std::unique_ptr<Lease> lease, Stream stream) {
+  if (!device_) return release(*lease);
+  device_->use();
+  const Ticket ticket = backend_->mark(stream);
+  Lock lock(mutex_);
+  if (lease->live) device_->passing.push_back({std::move(lease), ticket});
+}
+
 void Engine::release_passed() {
   if (!device_) return;
   while (!device_->passing.empty()) {

@@ -149,6 +149,8 @@ class Engine {
   // looked at; returns at once when none is on its way.
   void wait_any(Lease& lease);
   void release(Lease& lease);
+  // The same when all that is queued on a device's stream so far has been done.
+  void release(std::unique_ptr<Lease> lease, Stream stream);
 
   // Copies bytes of the arena to host memory, wherever the arena is. The caller holds a lease on
   // what stands there. Throws InvalidArgument, DeviceError.

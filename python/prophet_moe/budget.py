@@ -191,9 +191,10 @@ def prefill_bytes(model: ModelSize, tokens: int, batch: int = 1) -> int:
     return total + 8 * 4 * model.vocab_size * batch + 3 * model.expert_bytes
 
 
-def _account(
+def host_account(
     model: ModelSize, slots: int, slot_bytes: int, context: int, batch: int, rss_now: int
 ) -> tuple[Item, ...]:
+    """What this process will hold, item by item; plan_memory has the meaning of the arguments."""
     kv = (model.kv_bytes_per_token * context + model.state_bytes) * batch
     items = [
         Item("interpreter and libraries", rss_now, "resident now"),
@@ -267,7 +268,7 @@ def plan_memory(
     least = minimum_slots(model, pool)
 
     def account(count: int) -> tuple[Item, ...]:
-        return _account(model, count, slot, context, batch, rss_now)
+        return host_account(model, count, slot, context, batch, rss_now)
 
     def total(count: int) -> int:
         return sum(item.bytes for item in account(count))

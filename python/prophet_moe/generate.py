@@ -138,7 +138,7 @@ def decode(
     """
     vocab_size = int(model.get_input_embeddings().weight.shape[0])
     _check(prompt_ids, vocab_size, max_new_tokens, temperature, top_p)
-    ids = torch.tensor([list(prompt_ids)], dtype=torch.int64)
+    ids = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=getattr(model, "device", None))
     settings: dict[str, Any] = {"do_sample": False}
     if temperature > 0 and forced is None:
         settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}

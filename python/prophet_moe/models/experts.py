@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from prophet_ext import Engine, Lease
-from prophet_moe.errors import ProphetError, StateError, UnsupportedModelError
+from prophet_moe.errors import InvalidArgument, ProphetError, StateError, UnsupportedModelError
 from prophet_moe.models.checkpoint import CACHE_LINE, empty_at
 from prophet_moe.models.families import sum_dtype
 
@@ -54,7 +54,7 @@ class MoeLayer:
     experts: int
     top_k: int
     native_rows: int  # 0: never native
-    arena: torch.Tensor  # uint8, every slot
+    arena: torch.Tensor | None  # uint8, every slot; None: on a device that torch does not see
     pieces: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     bytes: tuple[int, ...]
@@ -62,12 +62,19 @@ class MoeLayer:
     compute: torch.dtype
     begins: dict[str, int] | None  # for exact results: where stacked tensors begin in a cache line, else at 0
     observing: bool  # the engine has a predictor, which wants to know what the router said
+    device: torch.device  # where the rest of the model stands
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ProphetError(
             "a model loaded by Prophet cannot be copied or pickled: its experts live in one arena; "
             "load it a second time instead."
         )
+
+    def stream(self) -> int | None:
+        """The handle of the stream on which torch computes now; None on the CPU."""
+        if self.device.type == "cpu":
+            return None
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
 
     def matrices(self, expert: int, offsets: Sequence[int]) -> dict[str, torch.Tensor]:
         """Views of one leased expert by parameter name (gate_up, down, ...), in the compute dtype."""
@@ -93,6 +100,10 @@ class MoeLayer:
         return {name: _as_stacked(matrix, begins.get(name, 0), expert) for name, matrix in found.items()}
 
     def _view(self, offset: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
+        if self.arena is None:
+            raw = torch.empty(count, dtype=torch.uint8)
+            self.engine.read(offset, count, raw.data_ptr())
+            return raw.view(self.stored).view(shape).to(self.compute)
         raw = self.arena[offset : offset + count]
         if offset % self.stored.itemsize:
             raw = raw.clone()
@@ -131,6 +142,11 @@ def experts_forward(
         with torch.no_grad():
             out = experts_forward(module, hidden_states, top_k_index, top_k_weights)
         return _InferenceOnly.apply(hidden_states, out)
+    if hidden_states.device != layer.device:
+        raise InvalidArgument(
+            f"the model computes on {hidden_states.device}, but was loaded for {layer.device}, where its "
+            "experts are: leave it where prophet_moe.load put it, and move the inputs there."
+        )
     if 0 < tokens <= layer.native_rows:
         x, ids, weights = hidden_states.contiguous(), top_k_index.contiguous(), top_k_weights.contiguous()
         out = torch.empty_like(x)
@@ -144,6 +160,7 @@ def experts_forward(
             NATIVE_DTYPES[weights.dtype],
             out.data_ptr(),
             width,
+            layer.stream(),
         )
         return out
     return _leased(layer, module, hidden_states, top_k_index, top_k_weights)
@@ -190,7 +207,7 @@ def _leased(
 
 def _observe(layer: MoeLayer, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> None:
     """Tells the predictor what the router said, as Engine.forward does by itself."""
-    ids, weights, last = index.contiguous(), weights.contiguous(), hidden[-1].contiguous()
+    ids, weights, last = (tensor.contiguous().cpu() for tensor in (index, weights, hidden[-1]))
     layer.engine.observe(
         layer.number,
         ids.shape[0],
@@ -242,10 +259,10 @@ def _in_order(layer: MoeLayer, experts: Sequence[int]) -> Iterator[tuple[int, li
                 held[waiting[0]] = engine.lease(number, [waiting[0]])
                 waiting.popleft()
             yield expert, held[expert].wait(expert)
-            held.pop(expert).release()
+            held.pop(expert).release(layer.stream())
     finally:
         for lease in held.values():
-            lease.release()
+            lease.release(layer.stream())
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from prophet_ext import Engine
 from prophet_moe import machine
+from prophet_moe.budget import MemoryPlan, plan_memory
+from prophet_moe.device_budget import host_pool, plan_device
 from prophet_moe.errors import BudgetError, CheckpointError, InvalidArgument
 from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
@@ -23,6 +26,7 @@ from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, Moe
 from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
 from prophet_moe.models.parallel import Ranks, agreed, join, require_divided, require_plan, without_advice
+from prophet_moe.models.placement import Placement, place
 from prophet_moe.models.stubs import parameterless
 from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
 from prophet_moe.systems import PROPHET, System, make_predictor, require_runnable
@@ -64,6 +68,7 @@ def load(
     predictor: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     expert_parallel: Any = None,
+    device_budget: int | str | None = "auto",
 ) -> Any:
     """Loads a Mixture-of-Experts language model without materialising its experts.
 
@@ -74,6 +79,7 @@ def load(
     exact: results equal transformers' eager experts bit for bit (slower decode).
     system: one of prophet_moe.systems.runnable(), or auto (prophet when a predictor is named, else
         expected-next-use).
+    backend: where experts stand and are computed: "cpu", "cuda", or "auto" (cuda where a GPU can be used).
     dtype: element type of the resident weights and of the arithmetic; None takes the checkpoint's.
     threads: compute threads, of torch in this process too; None leaves torch alone and uses every core.
         Decode steps of a model with small dense matrices run on one thread of torch, which is faster.
@@ -87,19 +93,17 @@ def load(
     expert_parallel: divides the experts over the processes that torchrun started (docs/parallel.md): how
         many there are, "auto", or transformers' DistributedConfig. Budget, slots and threads are then those
         of each process, which reads its own experts alone.
+    device_budget: bytes of GPU memory for all that is put there; "auto" takes what is free. `budget` then
+        bounds the host's part: what it leaves becomes a pool between disk and GPU.
 
     Returns the model in eval mode: generate() and the rest of transformers work unchanged. Raises
-    CheckpointError, UnsupportedModelError, BudgetError, InvalidArgument, ReadError.
+    CheckpointError, UnsupportedModelError, BudgetError, InvalidArgument, ReadError, DeviceError.
     """
-    from prophet_moe.budget import plan_memory
-
     recipe = require_runnable(
         system if system != "auto" else PROPHET if predictor is not None else AUTO_SYSTEM
     )
     if predictor is not None and not recipe.trained:
         raise InvalidArgument(f"system {system} makes no use of a predictor: leave one of the two out.")
-    if backend not in ("auto", "cpu"):
-        raise InvalidArgument(f"backend {backend!r} is not in this build: use cpu (or auto).")
     if threads is not None and threads < 1:
         raise InvalidArgument(f"threads is at least 1, not {threads}.")
     if context is not None and context < 1:
@@ -107,6 +111,7 @@ def load(
     ranks = join(expert_parallel)
     if ranks is not None:
         _require_divisible(recipe, exact)
+    placement = place(backend) if ranks is None else _place_of_rank(backend)
     with agreed(ranks):
         blueprint = make_blueprint(model, dtype=_dtype(dtype))
         info, table = blueprint.info, blueprint.index.table
@@ -118,8 +123,8 @@ def load(
         bound_library_memory()
         memory = machine.memory if ranks is None else ranks.memory
         try:
-            plan = plan_memory(
-                info, budget=budget, slots=slots, context=tokens, batch=sequences, pool=pool, memory=memory
+            plan, host_bytes = _plan(
+                info, placement, budget, device_budget, slots, tokens, sequences, pool, memory
             )
         except BudgetError:
             raise
@@ -128,6 +133,7 @@ def load(
         if threads is not None:
             torch.set_num_threads(threads)
         foresight = _predictor(recipe, predictor, blueprint, info, plan.slots, ranks)
+        arena = placement.arena(plan.slots, info.slot_bytes)
         engine = Engine(
             files=[str(path) for path in info.files],
             pieces=table,
@@ -136,30 +142,86 @@ def load(
             policy=str(recipe.policy),
             pool=pool,
             keep=recipe.keep,
-            prefetch=recipe.prefetch_from_disk(),
+            prefetch=_prefetch(recipe, placement),
             io=io,
             threads=threads or (0 if ranks is None else ranks.threads),
             timeline=timeline,
             predictor=foresight,
+            backend=placement.backend,
+            memory=0 if arena is None else arena.data_ptr(),
+            memory_bytes=0 if arena is None else arena.nbytes,
+            pool_bytes=host_bytes,
         )
     try:
         with agreed(ranks):
             loaded, read = _load_resident(blueprint, progress, ranks, as_mapped=exact)
+            loaded.to(placement.torch)
             # Even without gradients torch multiplies in another way when a weight could have one.
             loaded.requires_grad_(exact)
             # The engine watches its files from here on; before, they must be those that were described.
             blueprint.checkpoint.require_unchanged()
-            offload = Offload(engine, info, plan, recipe.name, engine.backend, exact, False, None, read)
-            offload.ranks = ranks
-            _bind(loaded, blueprint, offload)
+            offload = Offload(engine, info, plan, recipe.name, placement.label, exact, False, None, read)
+            offload.ranks, offload.arena = ranks, arena
+            _bind(loaded, blueprint, offload, placement, arena)
             attach(loaded, offload)
             # Sums of several threads round in another way than those of one.
-            if not exact and one_thread_is_faster(loaded, info.kv_bytes_per_token * tokens // info.layers):
+            small = not exact and not placement.whole_model
+            if small and one_thread_is_faster(loaded, info.kv_bytes_per_token * tokens // info.layers):
                 decode_on_one_thread(loaded)
     except BaseException:
         engine.close()
         raise
     return loaded
+
+
+def _plan(
+    info: ModelInfo,
+    placement: Placement,
+    budget: int | str | None,
+    device_budget: int | str | None,
+    slots: int | str | None,
+    context: int,
+    batch: int,
+    pool: str,
+    memory: Callable[[], machine.Memory],
+) -> tuple[MemoryPlan, int]:
+    """How memory is divided, and the bytes of the pool below a GPU (0 on a CPU)."""
+    if not placement.on_device:
+        if device_budget not in (None, "auto"):
+            raise InvalidArgument(
+                "device_budget bounds GPU memory, and the experts stand on the CPU: leave it out."
+            )
+        plan = plan_memory(
+            info, budget=budget, slots=slots, context=context, batch=batch, pool=pool, memory=memory
+        )
+        return plan, 0
+    plan = plan_device(
+        info,
+        free=placement.free,
+        device_budget=device_budget,
+        slots=slots,
+        context=context,
+        batch=batch,
+        pool=pool,
+        whole_model=placement.whole_model,
+    )
+    return plan, host_pool(info, budget=budget, context=context, batch=batch, memory=memory())
+
+
+def _prefetch(system: System, placement: Placement) -> dict[str, Any] | None:
+    """What the system brings early: over the link to a GPU by its own rule, from a disk with more care."""
+    if not placement.on_device:
+        return system.prefetch_from_disk()
+    return None if system.prefetch is None else dict(system.prefetch)
+
+
+def _place_of_rank(backend: str) -> Placement:
+    """Ranks share the experts of one machine's memory; raises InvalidArgument for a GPU."""
+    if backend == "cuda":
+        raise InvalidArgument(
+            "expert_parallel divides the experts over processes on CPUs: leave it out with backend cuda."
+        )
+    return place("cpu")
 
 
 def _require_divisible(system: System, exact: bool) -> None:
@@ -319,8 +381,10 @@ def _load_resident(
     return model.eval(), read_bytes
 
 
-def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
-    """Gives every experts module its layer of the engine."""
+def _bind(
+    model: Any, blueprint: Blueprint, offload: Offload, placement: Placement, arena: torch.Tensor | None
+) -> None:
+    """Gives every experts module its layer of the engine. arena: what of torch's the engine works in."""
     info, index, engine = blueprint.info, blueprint.index, offload.engine
     modules = [model.get_submodule(name) for name in index.modules]
     offload.modules = modules
@@ -332,7 +396,8 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
         offload.native = offload.activation is not None
     parameters = info.expert_bytes // index.dtype.itemsize
     rows = native_rows(info.experts_per_layer, info.top_k, parameters) if offload.native else 0
-    arena = _arena(engine)
+    if arena is None and engine.host_visible:
+        arena = _arena(engine)
     sizes = index.table[:, 0, :, 2].tolist()
     for number, module in enumerate(modules):
         module.__dict__[LAYER] = MoeLayer(
@@ -349,6 +414,7 @@ def _bind(model: Any, blueprint: Blueprint, offload: Offload) -> None:
             compute=info.dtype,
             begins=_begins(blueprint, number) if offload.exact else None,
             observing=bool(engine.predictor),
+            device=placement.torch,
         )
 
 

@@ -28,12 +28,14 @@ class Offload:
     dense_bytes_read: int  # bytes of resident weights read at load
     modules: list[Any] = field(default_factory=list, repr=False)
     ranks: Ranks | None = None  # None: this process has all experts
+    arena: Any = field(default=None, repr=False)  # torch's memory that the engine works in, if any
     closed: bool = False
 
     def close(self) -> None:
         """Frees the arena; the model then raises StateError at its next layer. Idempotent."""
         self.closed = True
         self.engine.close()
+        self.arena = None
         for module in self.modules:
             layer = module.__dict__.get(LAYER)
             if layer is not None:
@@ -44,7 +46,13 @@ def attach(model: Any, offload: Offload) -> None:
     """Binds the offload to the model: whoever drops the model (and its shallow copies) frees the arena."""
     model.__dict__[OFFLOAD] = offload
     model.__dict__["save_pretrained"] = _refuse_to_save
-    weakref.finalize(offload, offload.engine.close)
+    weakref.finalize(offload, _give_back, offload.engine, offload.arena)
+
+
+def _give_back(engine: Engine, arena: Any) -> None:
+    """Closes the engine before the memory that it works in goes."""
+    engine.close()
+    del arena
 
 
 def offload_of(model: Any) -> Offload:
