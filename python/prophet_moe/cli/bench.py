@@ -149,6 +149,8 @@ def bench(
     cold: flag.Cold = False,
     budget: flag.Budget = "auto",
     slots: flag.Slots = None,
+    backend: flag.Backend = "auto",
+    device_budget: flag.DeviceBudget = "auto",
     exact: flag.Exact = False,
     pool: flag.Pool = "global",
     context: flag.Context = None,
@@ -183,7 +185,20 @@ def bench(
         if name == STOCK:
             return stock_run(info, count, prompt, forced)
         foresight = predictor if name in ("auto", "prophet") else None
-        wish = Wish(model, budget, slots, name, exact, pool, count, needed, quiet=True, predictor=foresight)
+        wish = Wish(
+            model,
+            budget,
+            slots,
+            name,
+            exact,
+            pool,
+            count,
+            needed,
+            quiet=True,
+            predictor=foresight,
+            backend=backend,
+            device_budget=device_budget,
+        )
         with Session(wish, info) as session:
             told(title)
             return session.report(session.decode(prompt, max_tokens, forced=forced).whole())

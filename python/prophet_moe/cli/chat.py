@@ -42,6 +42,8 @@ def chat(
     budget: flag.Budget = "auto",
     slots: flag.Slots = None,
     system: flag.System = "auto",
+    backend: flag.Backend = "auto",
+    device_budget: flag.DeviceBudget = "auto",
     exact: flag.Exact = False,
     pool: flag.Pool = "global",
     context: flag.Context = None,
@@ -62,7 +64,19 @@ def chat(
         raise ValueError(
             f"--context {length} leaves no room beside {max_tokens} new tokens: give more, or a smaller -n."
         )
-    wish = Wish(model, budget, slots, system, exact, pool, threads, length, False, quiet)
+    wish = Wish(
+        model,
+        budget,
+        slots,
+        system,
+        exact,
+        pool,
+        threads,
+        length,
+        quiet=quiet,
+        backend=backend,
+        device_budget=device_budget,
+    )
     with Session(wish, info, tokenizer) as session:
         if not quiet:
             template = "plain turns (no chat template)" if plain else "chat template"

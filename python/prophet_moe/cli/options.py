@@ -50,6 +50,22 @@ Context = Annotated[
 ]
 
 # How to compute.
+Backend = Annotated[
+    str,
+    _flag(
+        "--backend",
+        metavar="NAME",
+        text="Where experts stand and are computed: cpu, cuda, or auto (cuda where a GPU can be used).",
+    ),
+]
+DeviceBudget = Annotated[
+    str,
+    _flag(
+        "--device-budget",
+        metavar="SIZE",
+        text="GPU memory for all that is put there, or auto (what is free). --budget is then the host's.",
+    ),
+]
 Exact = Annotated[bool, _flag("--exact", text="Bit for bit the logits of stock transformers (slower).")]
 Threads = Annotated[
     int | None,

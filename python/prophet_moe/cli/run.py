@@ -38,6 +38,8 @@ def run(
     slots: flag.Slots = None,
     system: flag.System = "auto",
     predictor: flag.Predictor = None,
+    backend: flag.Backend = "auto",
+    device_budget: flag.DeviceBudget = "auto",
     exact: flag.Exact = False,
     pool: flag.Pool = "global",
     context: flag.Context = None,
@@ -77,6 +79,8 @@ def run(
         quiet,
         predictor,
         expert_parallel=size,
+        backend=backend,
+        device_budget=device_budget,
     )
     with Session(wish, info, tokenizer) as session:
         if verbose and not aside:

@@ -40,6 +40,8 @@ class Wish:
     expert_parallel: int = 1
     sequences: int = 1
     dtype: str | None = None
+    backend: str = "cpu"
+    device_budget: str = "auto"
 
 
 def set_threads(threads: int | None) -> int:
@@ -100,6 +102,8 @@ class Session:
                 budget=wish.budget,
                 slots=wish.slots,
                 exact=wish.exact,
+                backend=wish.backend,
+                device_budget=wish.device_budget,
                 system=wish.system,
                 pool=wish.pool,
                 threads=self.threads,
