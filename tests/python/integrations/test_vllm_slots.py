@@ -187,6 +187,13 @@ def test_an_expert_that_never_came_is_named() -> None:
         slots.finish()
 
 
+def test_weights_are_not_replaced_under_a_running_engine() -> None:
+    slots, _ = opened(Settings("50%"), weights())
+    slots.finish()  # vLLM calls it once for each layer
+    with pytest.raises(StateError, match="start vLLM anew"):
+        slots.wants_weights()
+
+
 def test_layers_of_different_shapes_are_refused() -> None:
     slots = ExpertSlots(Settings("50%"), "model", 0, lambda: None)
     slots.add(describe("layers.0", torch.zeros(1, 64, 32), torch.zeros(1, 32, 32), 4), torch.float32, 2)

@@ -73,7 +73,12 @@ class ExpertSlots:
         return len(self._layers) - 1
 
     def wants_weights(self) -> bool:
-        """False where the records of an earlier start hold them. All layers must have been added."""
+        """False where the records of an earlier start hold them. All layers must have been added.
+
+        Raises WriteError, StateError (the engine is open).
+        """
+        if self._engine is not None:
+            raise StateError("experts in slots cannot be replaced: start vLLM anew for other weights.")
         if self._records is None:
             name = f"experts-rank{self.rank}.safetensors"
             self._records = Records(self.settings.records, name, self._layers, self._notes())
