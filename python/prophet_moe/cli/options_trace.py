@@ -43,6 +43,15 @@ LabelAs = Annotated[
 Hidden = Annotated[bool, _flag("--hidden", text="Also record the tensor that each router reads (large).")]
 HiddenDtype = Annotated[str, _flag("--hidden-dtype", metavar="TYPE", text="Keep it as f16 or f32.")]
 Resume = Annotated[bool, _flag("--resume", text="Go on with an interrupted recording, same settings.")]
+Workers = Annotated[
+    int | None,
+    _flag("--workers", min=1, metavar="N", text="Record by N processes, which share the budget."),
+]
+Ray = Annotated[
+    str | None,
+    _flag("--ray", metavar="ADDRESS", text="Workers are Ray's, of the cluster at ADDRESS (auto) or local."),
+]
+Traces = Annotated[list[Path], typer.Argument(metavar="TRACES...", help="Traces to put one after another.")]
 SplitBy = Annotated[str, _flag("--by", metavar="NAME", text="sequence, or domain: a file for each.")]
 TestShare = Annotated[str, _flag("--test", metavar="N", text="Sequences held out: 12 or 20%.")]
 ValShare = Annotated[str, _flag("--val", metavar="N", text="Sequences kept for choices: 12 or 10%.")]

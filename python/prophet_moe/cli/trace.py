@@ -21,9 +21,9 @@ RECORD = """Example: prophet trace reference-moe -n 32 -o routes.safetensors
 
 Records which experts the model's routers choose, for prompts of yours or the package's own: each prompt
 is prefilled and continued greedily, or, with --teacher-forced, a text is fed as it stands. Ctrl-C leaves
-what is complete; --resume goes on.
+what is complete; --resume goes on. --workers divides the prompts over processes.
 
-Also: prophet trace info TRACE, prophet trace split TRACE OUT, prophet trace import ids.npy."""
+Also: prophet trace info TRACE, trace split TRACE OUT, trace merge TRACES..., trace import ids.npy."""
 
 INFO = """Example: prophet trace info routes.safetensors
 
@@ -38,6 +38,10 @@ IMPORT = """Example: prophet trace import ids.npy --experts-per-layer 32 -o rout
 
 Makes a trace of .npy arrays: ids [tokens, layers, top_k], gates the same, tokens [tokens],
 starts [sequences + 1]."""
+
+MERGE = """Example: prophet trace merge host1.safetensors host2.safetensors -o routes.safetensors
+
+One trace of the sequences of all, in this order, such as hosts or ranks have recorded of one model."""
 
 HIDDEN_TYPES = {"f16": "F16", "f32": "F32"}
 
@@ -89,6 +93,8 @@ def record(
     hidden: own.Hidden = False,
     hidden_dtype: own.HiddenDtype = "f16",
     resume: own.Resume = False,
+    workers: own.Workers = None,
+    ray: own.Ray = None,
     budget: flag.Budget = "auto",
     slots: flag.Slots = None,
     system: flag.System = "auto",
@@ -100,7 +106,6 @@ def record(
     verbose: flag.Verbose = False,
 ) -> None:
     from prophet_moe.cli.session import Session, Wish, look_at
-    from prophet_moe.formats.trace import TraceWriter
     from prophet_moe.models.stock import load_tokenizer
     from prophet_moe.record import read_prompts, tokenise
     from prophet_moe.record import record as record_trace
@@ -116,7 +121,8 @@ def record(
         )
     if hidden_dtype not in HIDDEN_TYPES:
         raise ValueError(f"--hidden-dtype is {' or '.join(HIDDEN_TYPES)}, not {hidden_dtype!r}.")
-    TraceWriter.require_free(output, resume=resume)
+    several = workers is not None or ray is not None
+    _require_free(output, resume, several)
     info = look_at(model, quiet)
     found = read_prompts(prompts or shipped(), ids_only=not info.has_tokenizer, per_domain=per_domain)
     tokenizer = load_tokenizer(info.directory) if info.has_tokenizer else None
@@ -136,31 +142,63 @@ def record(
             raise ValueError(
                 f"{prompt.source} needs {length} tokens of context, the model has {info.max_context}: {way}."
             )
+    name = info.directory.resolve().name if Path(model).expanduser().is_dir() else model
+    settings: dict[str, Any] = {
+        "tokens": max_tokens,
+        "feed": "steps" if step_by_step else "forced" if teacher_forced else "greedy",
+        "phase": label_as,
+        "hidden": HIDDEN_TYPES[hidden_dtype] if hidden else "",
+    }
+    if several:
+        from prophet_moe.cli.trace_workers import Crew
+
+        crew = Crew(workers, ray, budget, threads)
+        options = {"slots": slots, "exact": exact, "system": system, "pool": pool, "context": needed}
+        order = crew.order(model, name, settings, options)
+        with _told_where(output), _sequences_bar(quiet) as progress:
+            _told(crew.collect(order, found, ids, output, resume, progress), json, quiet)
+        return
     wish = Wish(model, budget, slots, system, exact, pool, threads, needed, quiet=quiet)
     with Session(wish, info) as session, _sequences_bar(quiet) as progress:
         if verbose:
             print_block(session.offload.plan.lines())
-        try:
+        with _told_where(output):
             trace = record_trace(
-                session.model,
-                found,
-                ids,
-                output,
-                name=info.directory.resolve().name if Path(model).expanduser().is_dir() else model,
-                tokens=max_tokens,
-                feed="steps" if step_by_step else "forced" if teacher_forced else "greedy",
-                phase=label_as,
-                hidden=HIDDEN_TYPES[hidden_dtype] if hidden else "",
-                resume=resume,
-                progress=progress,
+                session.model, found, ids, output, name=name, resume=resume, progress=progress, **settings
             )
-        except KeyboardInterrupt:
-            parts = TraceWriter.parts_of(output)
+    _told(trace, json, quiet)
+
+
+def _require_free(output: Path, resume: bool, several: bool) -> None:
+    """Raises TraceError where the output exists, or was begun by the other way to record."""
+    from prophet_moe.formats.trace import TraceError, TraceWriter
+    from prophet_moe.record import shards
+
+    if several:
+        shards.require_free(output, resume=resume)
+        return
+    TraceWriter.require_free(output, resume=resume)
+    if shards.shards_of(output).exists():
+        raise TraceError(
+            f"{shards.shards_of(output)} holds a recording that several workers began: go on by --workers "
+            "and --resume, or remove it."
+        )
+
+
+@contextmanager
+def _told_where(output: Path) -> Iterator[None]:
+    """At Ctrl-C, says where the complete sequences are."""
+    from prophet_moe.formats.trace import TraceWriter
+    from prophet_moe.record import shards
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        for parts in (TraceWriter.parts_of(output), shards.shards_of(output)):
             if parts.exists():
                 log().print(f"what is complete is in {parts}: go on with --resume.",
                             markup=False, soft_wrap=True)  # fmt: skip
-            raise
-    _told(trace, json, quiet)
+        raise
 
 
 @app.command("info", help=INFO, short_help="What a trace holds.")
@@ -264,6 +302,21 @@ def import_(
     made = import_arrays(ids, output, experts_per_layer=experts_per_layer, gates=gates, tokens=tokens,
                          starts=starts, labels=labels, model=model)  # fmt: skip
     _told(made, json, quiet)
+
+
+@app.command("merge", help=MERGE, short_help="Put traces of one model together.")
+@guarded
+def merge(
+    traces: own.Traces,
+    output: own.TraceOut,
+    json: flag.Json = False,
+    quiet: flag.Quiet = False,
+    verbose: flag.Verbose = False,
+) -> None:
+    from prophet_moe.formats.trace import TraceReader
+    from prophet_moe.record import merge_traces
+
+    _told(merge_traces([TraceReader(path) for path in traces], output), json, quiet)
 
 
 def _told(trace: TraceReader, json: bool, quiet: bool) -> None:

@@ -1,6 +1,6 @@
 """Some sequences of a trace as a trace of their own, and the files that a split is kept in."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +14,56 @@ from prophet_moe.formats.trace import (
 )
 from prophet_moe.record.arrays import AT_ONCE, whole_or_nothing
 
+FIXED = {"format", "version", "model", "layers", "experts", "top_k", "sequences"}
+
+
+def writer_like(trace: TraceReader, out: str | Path, about: Mapping[str, str]) -> TraceWriter:
+    """A writer of the arrays that `trace` has; gate_probs become float16, bfloat16 inputs float32."""
+    arrays = trace.arrays
+    hidden_dtype, shape = arrays.get("gate_input", ("F16", (0, 0, 0)))
+    return TraceWriter(
+        out,
+        model=trace.model,
+        layers=trace.layers,
+        experts_per_layer=trace.experts_per_layer,
+        top_k=trace.top_k,
+        gate_probs="gate_probs" in arrays,
+        token_id="token_id" in arrays,
+        phase="phase" in arrays,
+        hidden=shape[2],
+        hidden_dtype="F16" if hidden_dtype == "F16" else "F32",
+        about=about,
+    )
+
+
+def copy_sequence(trace: TraceReader, number: int, writer: TraceWriter, **note: Any) -> None:
+    """Appends one sequence to `writer`, with what was noted about it and with `note` before that."""
+    for _, rows in trace.chunks(AT_ONCE, [number]):
+        writer.append(
+            rows.experts,
+            gate_probs=rows.gate_probs,
+            token_id=rows.token_id,
+            phase=rows.phase,
+            gate_input=rows.gate_input,
+        )
+    note |= {key: value for key, value in trace.notes[number].items() if key != "label"}
+    writer.end_sequence(trace.labels[number], **note)
+
+
+def about_of(trace: TraceReader) -> dict[str, str]:
+    """Its metadata but for what every trace says by itself."""
+    return {key: text for key, text in trace.metadata.items() if key not in FIXED}
+
 
 def copy_sequences(trace: TraceReader, sequences: Sequence[int], out: str | Path, part: str) -> TraceReader:
     """Writes the trace `out` of the sequences with these numbers, in this order, and opens it.
 
-    Arrays are those of `trace`; gate_probs become float16, bfloat16 inputs float32. Notes are kept, with
-    "sequence", the number in `trace`; `part` is noted in the metadata. Raises TraceError, OSError.
+    Notes are kept, with "sequence", the number in `trace`; `part` is noted in the metadata. Raises
+    TraceError, OSError.
     """
-    arrays = trace.arrays
-    hidden_dtype, shape = arrays.get("gate_input", ("F16", (0, 0, 0)))
-    fixed = {"format", "version", "model", "layers", "experts", "top_k", "sequences"}
-    about = {key: text for key, text in trace.metadata.items() if key not in fixed} | {"part": part}
-    with whole_or_nothing(
-        TraceWriter(
-            out,
-            model=trace.model,
-            layers=trace.layers,
-            experts_per_layer=trace.experts_per_layer,
-            top_k=trace.top_k,
-            gate_probs="gate_probs" in arrays,
-            token_id="token_id" in arrays,
-            phase="phase" in arrays,
-            hidden=shape[2],
-            hidden_dtype="F16" if hidden_dtype == "F16" else "F32",
-            about=about,
-        )
-    ) as writer:
+    with whole_or_nothing(writer_like(trace, out, about_of(trace) | {"part": part})) as writer:
         for number in sequences:
-            for _, rows in trace.chunks(AT_ONCE, [number]):
-                writer.append(
-                    rows.experts,
-                    gate_probs=rows.gate_probs,
-                    token_id=rows.token_id,
-                    phase=rows.phase,
-                    gate_input=rows.gate_input,
-                )
-            note: dict[str, Any] = {"sequence": number, **trace.notes[number]}
-            writer.end_sequence(trace.labels[number], **{k: v for k, v in note.items() if k != "label"})
+            copy_sequence(trace, number, writer, sequence=number)
     return TraceReader(out)
 
 

@@ -61,15 +61,12 @@ def record(
     if not prompts or len(prompts) != len(ids):
         raise InvalidArgument(f"{len(prompts)} prompts with {len(ids)} lists of tokens cannot be recorded.")
     TraceWriter.require_free(path, resume=resume)
-    if feed == "greedy":
-        tokens = 64 if tokens is None else tokens
-        fed = [list(row) for row in ids]
-    else:
-        fed = [list(row)[:tokens] for row in ids]
+    tokens = 64 if tokens is None and feed == "greedy" else tokens
+    fed = fed_tokens(ids, feed, tokens)
     about = {
         "feed": FEEDS[feed],
         "tokens_each": "all" if tokens is None else str(tokens),
-        "prompts": _fingerprint(prompts, fed),
+        "prompts": fingerprint(prompts, fed),
         "dtype": str(model.dtype).removeprefix("torch."),
         "arithmetic": _arithmetic(model),
     }
@@ -164,7 +161,13 @@ def _first_token(model: Any, token: int, hidden: str) -> Routed:
     return heard[0]
 
 
-def _fingerprint(prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> str:
+def fed_tokens(ids: Sequence[Sequence[int]], feed: str, tokens: int | None) -> list[list[int]]:
+    """What is fed of each prompt as it stands: all where tokens follow, else the first `tokens`."""
+    return [list(row) if feed == "greedy" else list(row)[:tokens] for row in ids]
+
+
+def fingerprint(prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> str:
+    """Of what is fed and what is noted about it, for the trace."""
     said = [[prompt.label, prompt.source, list(row)] for prompt, row in zip(prompts, fed, strict=True)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
