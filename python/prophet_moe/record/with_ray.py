@@ -36,7 +36,7 @@ def on_ray(count: int, address: str = "auto") -> Runner:
     def run(order: Order, parts: Sequence[Part], place: Callable[[Part], Path]) -> Iterator[News]:
         begun = not ray.is_initialized()
         if begun:
-            _join(ray, count, address)
+            _join(ray, count * _cpus(order), address)
         try:
             yield from _serve(ray, count, order, parts, place)
         finally:
@@ -46,11 +46,17 @@ def on_ray(count: int, address: str = "auto") -> Runner:
     return run
 
 
-def _join(ray: Any, count: int, address: str) -> None:
+def _cpus(order: Order) -> int:
+    """Of one actor."""
+    return int(order.load.get("threads") or 1)
+
+
+def _join(ray: Any, cpus: int, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ half writes to stderr
     try:
         if address == "local":
-            ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -72,7 +78,7 @@ def _serve(
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _Recorder,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(parts))),
-            num_cpus=1,
+            num_cpus=_cpus(order),
         )
         for row in done.iter_rows():
             part = of_text(row["part"])
