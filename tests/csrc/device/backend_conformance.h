@@ -32,6 +32,13 @@ class BackendRig {
   virtual Ticket copy_that_fails(Lane lane, std::byte* to, const Extent& from) = 0;
   // Destroys the backend, whatever is under way.
   virtual void destroy() = 0;
+  // Fast memory, where the host may not follow its addresses.
+  virtual void read(const std::byte* from, std::span<std::byte> to) {
+    std::copy_n(from, to.size(), to.begin());
+  }
+  virtual void fill(std::span<std::byte> memory, std::byte with) {
+    std::fill(memory.begin(), memory.end(), with);
+  }
 };
 
 struct RigMaker {
@@ -81,8 +88,20 @@ class BackendConformance : public testing::TestWithParam<RigMaker> {
     return std::min(chunk.bytes, end - chunk.offset);
   }
 
-  void expect_content(const std::byte* at, const Extent& chunk) const {
-    const std::byte* end = at + held(chunk);
+  std::vector<std::byte> fetch(const std::byte* at, std::size_t bytes) {
+    std::vector<std::byte> out(bytes);
+    rig_->read(at, out);
+    return out;
+  }
+  bool all_are(std::byte each, const std::byte* at, std::size_t bytes) {
+    const std::vector<std::byte> have = fetch(at, bytes);
+    return std::all_of(have.begin(), have.end(), [=](std::byte other) { return other == each; });
+  }
+
+  void expect_content(const std::byte* from, const Extent& chunk) {
+    const std::vector<std::byte> have = fetch(from, held(chunk));
+    const std::byte* at = have.data();
+    const std::byte* end = at + have.size();
     std::uint64_t offset = chunk.offset;
     const auto wrong = std::find_if(at, end, [&](std::byte each) {
       return each != ManualBackend::byte_at(chunk.file, offset++);

@@ -33,7 +33,7 @@ TEST_P(BackendConformance, BringsAnyChunkAndNothingElse) {
   constexpr std::uint64_t kMost = std::uint64_t{1} << 19;
   const std::byte untouched{0x5C};
   for (int round = 0; round < 12; ++round) {
-    std::fill(memory_.begin(), memory_.end(), untouched);
+    rig_->fill(memory_, untouched);
     std::vector<std::pair<Ticket, Extent>> copies;
     std::vector<std::byte*> at;
     std::byte* next = memory_.data();
@@ -49,11 +49,9 @@ TEST_P(BackendConformance, BringsAnyChunkAndNothingElse) {
       backend().wait(copies[i].first);
       EXPECT_TRUE(backend().poll(copies[i].first));
       ASSERT_NO_FATAL_FAILURE(expect_content(at[i], copies[i].second));
-      std::byte* gap = at[i] - unit_;
-      EXPECT_TRUE(std::all_of(gap, at[i], [&](std::byte each) { return each == untouched; }));
+      EXPECT_TRUE(all_are(untouched, at[i] - unit_, unit_));
     }
-    EXPECT_TRUE(std::all_of(next, memory_.data() + kMemory,
-                            [&](std::byte each) { return each == untouched; }));
+    EXPECT_TRUE(all_are(untouched, next, std::size_t(memory_.data() + kMemory - next)));
   }
 }
 
