@@ -9,33 +9,22 @@ import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
 import prophet_ext
 from prophet_moe import machine
 from prophet_moe.budget import MIB, format_size
+from prophet_moe.doctor_check import Check
+from prophet_moe.doctor_cuda import cuda_checks
 from prophet_moe.errors import ProphetError
 
-Level = Literal["ok", "warn", "FAIL"]
 DISTRIBUTION = "prophet-moe"
 PROBE_BYTES = 256 * MIB
 MEASURE_SECONDS = 0.5
 SLOW_DISK = 0.5e9  # bytes per second; below, a missed GiB costs more than two seconds
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the doctor: `fix` is empty when there is nothing to mend."""
-
-    level: Level
-    name: str
-    detail: str
-    fix: str = ""
 
 
 def library_checks() -> Iterator[Check]:
@@ -197,6 +186,7 @@ def examine(path: Path | None = None, on_step: Callable[[str], None] = lambda _:
         ("libraries", library_checks),
         ("processor", processor_checks),
         ("memory", memory_checks),
+        ("CUDA", lambda: cuda_checks(MEASURE_SECONDS / 2)),
         ("disk", lambda: disk_checks(path or default_probe_folder())),
     ]
     for name, group in groups:

@@ -12,6 +12,9 @@
 // At the head of an entry point: counts the call, and makes it fail where it is told to.
 #define PROPHET_ENTER() \
   if (const cudaError_t told = prophet::emulation::enter(__func__)) return told
+// The same for calls that give something back. Told to fail, or on a lost device, they do it all
+// the same, so that what a clean-up forgot can be counted.
+#define PROPHET_ENTER_TO_GIVE_BACK() const cudaError_t told = prophet::emulation::enter(__func__)
 
 namespace prophet::emulation {
 

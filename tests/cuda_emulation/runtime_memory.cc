@@ -83,11 +83,12 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
 }
 
 cudaError_t cudaFree(void* address) {
-  PROPHET_ENTER();
+  PROPHET_ENTER_TO_GIVE_BACK();
   if (const cudaError_t error = not_while_capturing()) return error;
-  if (!address) return cudaSuccess;
+  if (!address) return told;
   wait_for_all();
-  return leave(release_device(address));
+  const cudaError_t error = release_device(address);
+  return leave(told ? told : error);
 }
 
 cudaError_t cudaHostAlloc(void** out, size_t bytes, unsigned) {
@@ -97,11 +98,12 @@ cudaError_t cudaHostAlloc(void** out, size_t bytes, unsigned) {
 }
 
 cudaError_t cudaFreeHost(void* address) {
-  PROPHET_ENTER();
+  PROPHET_ENTER_TO_GIVE_BACK();
   if (const cudaError_t error = not_while_capturing()) return error;
-  if (!address) return cudaSuccess;
+  if (!address) return told;
   wait_for_all();
-  return leave(release_pinned(address));
+  const cudaError_t error = release_pinned(address);
+  return leave(told ? told : error);
 }
 
 cudaError_t cudaHostRegister(void* address, size_t bytes, unsigned) {
@@ -111,10 +113,11 @@ cudaError_t cudaHostRegister(void* address, size_t bytes, unsigned) {
 }
 
 cudaError_t cudaHostUnregister(void* address) {
-  PROPHET_ENTER();
+  PROPHET_ENTER_TO_GIVE_BACK();
   if (const cudaError_t error = not_while_capturing()) return error;
   wait_for_all();
-  return leave(unregister_pinned(address));
+  const cudaError_t error = unregister_pinned(address);
+  return leave(told ? told : error);
 }
 
 // One address for host and device, as with unified addressing.

@@ -88,11 +88,11 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* out, unsigned, int priori
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t handle) {
-  PROPHET_ENTER();
+  PROPHET_ENTER_TO_GIVE_BACK();
   const auto stream = streams().remove(handle);
   if (!stream) return leave(cudaErrorInvalidResourceHandle);
   stream->stop();
-  return cudaSuccess;
+  return told;
 }
 
 cudaError_t cudaStreamGetDevice(cudaStream_t handle, int* device) {
@@ -156,8 +156,9 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* out, unsigned flags) {
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t handle) {
-  PROPHET_ENTER();
-  return leave(events().remove(handle) ? cudaSuccess : cudaErrorInvalidResourceHandle);
+  PROPHET_ENTER_TO_GIVE_BACK();
+  if (!events().remove(handle)) return leave(cudaErrorInvalidResourceHandle);
+  return told;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event_handle, cudaStream_t handle) {
@@ -242,8 +243,9 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* out, cudaGraph_t grap
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  PROPHET_ENTER();
-  return leave(graphs().remove(graph) ? cudaSuccess : cudaErrorInvalidValue);
+  PROPHET_ENTER_TO_GIVE_BACK();
+  if (!graphs().remove(graph)) return leave(cudaErrorInvalidValue);
+  return told;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t handle) {
@@ -260,8 +262,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t handle) {
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
-  PROPHET_ENTER();
-  return leave(graphs().remove(graph) ? cudaSuccess : cudaErrorInvalidValue);
+  PROPHET_ENTER_TO_GIVE_BACK();
+  if (!graphs().remove(graph)) return leave(cudaErrorInvalidValue);
+  return told;
 }
 
 }  // extern "C"

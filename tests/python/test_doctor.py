@@ -43,7 +43,7 @@ def test_this_machine(tmp_path: Path) -> None:
         assert name in names
     assert not [check for check in checks if check.level == "FAIL"]
     assert all(check.fix for check in checks if check.level != "ok")
-    assert steps == ["libraries", "processor", "memory", "disk"]
+    assert steps == ["libraries", "processor", "memory", "CUDA", "disk"]
     assert list(tmp_path.iterdir()) == []
 
 

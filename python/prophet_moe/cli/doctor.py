@@ -13,7 +13,7 @@ from prophet_moe.cli.console import data, guarded, log, print_json, spinner
 
 HELP = """Example: prophet doctor --path .
 
-Checks build, libraries, processor, memory and disk, and measures the last three. Exits with 1 when
+Checks build, libraries, processor, memory, CUDA and disk, and measures the last four. Exits with 1 when
 something must be mended before a model can run. --card writes what prophet simulate needs to know."""
 
 COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
@@ -29,7 +29,8 @@ def doctor(
 ) -> None:
     from dataclasses import asdict
 
-    from prophet_moe.doctor import Check, examine, next_step
+    from prophet_moe.doctor import examine, next_step
+    from prophet_moe.doctor_check import Check
 
     if path is not None and not path.exists():
         raise ValueError(f"--path {path} does not exist: name a file or a folder on the disk to measure.")

@@ -93,6 +93,7 @@ TEST_F(EmulatedRuntime, FreshMemoryIsNotZero) {
 
 #if !defined(__SANITIZE_THREAD__)  // there device memory has one mapping, always open
 TEST_F(EmulatedRuntime, AHostThatFollowsADeviceAddressDies) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // other threads are about
   volatile unsigned char* there = device();
   EXPECT_DEATH(there[0] = 1, "");
 }
