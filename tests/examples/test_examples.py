@@ -68,6 +68,14 @@ def test_simulate(tmp_path: Path) -> None:
     assert "Plotly.newPlot" in (tmp_path / "report.html").read_text()
 
 
+def test_expert_parallel() -> None:
+    said = run("08_expert_parallel")
+    assert "tokens are those of one process" in said
+    shares = [int(share) for share in re.findall(r"^rank \d of 2 .* (\d+)%$", said, re.MULTILINE)]
+    assert len(shares) == 2
+    assert all(35 < share < 65 for share in shares)
+
+
 @pytest.mark.slow
 def test_remake_reference_model(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
