@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import emulated_cuda
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,7 @@ def build(folder: Path, sanitizer: str = "") -> Path:
         [
             "cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja",
             "-DPROPHET_TESTS=ON", "-DPROPHET_PYTHON=OFF", f"-DPROPHET_SANITIZE={sanitizer}",
+            "-DPROPHET_CUDA=OFF", f"-DPROPHET_CUDA_EMULATION={'ON' if emulated_cuda.toolkit() else 'OFF'}",
             f"-DCMAKE_BUILD_TYPE={'RelWithDebInfo' if sanitizer else 'Release'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ],
