@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("device", "pinned", "stream", "event", "graph")
 DEFAULTS = {
     "DEVICES": "1", "DRIVER": "99000", "CAPABILITY": "8.0", "IMAGE": "1", "MEMORY_MB": "1024",
-    "PINNED_MB": "65536", "GBPS": "0", "LATENCY_US": "0", "SEED": "0", "FAIL": "",
+    "PINNED_MB": "65536", "GBPS": "0", "LATENCY_US": "0", "FAIL": "",
+    "SEED": os.environ.get("PROPHET_EMULATED_SEED", "0"),
 }  # fmt: skip
 
 
