@@ -5,8 +5,8 @@
 // the lanes of the cpu backend, then goes over the link on the copy stream of its class. `stage`
 // ends in the pool.
 //  * Blocks. A copy is cut into blocks of at most `block_bytes`, the longest run on the link. A
-//    block of the prefetch class goes over it only while no demand does or could, one at a time:
-//    a demand waits for one block, whatever the device makes of the priorities of streams.
+//    block of the prefetch class goes over it only while no demand does or could, no more than one
+//    block at a time: a demand waits for one, whatever the device makes of priorities of streams.
 //  * Slot reuse. `mark` records an event on a compute stream; `after(lane, mark)` lets the lane's
 //    copy stream wait for it, `after(stream, ticket)` the compute stream for a copy's event. The
 //    host waits in neither, except for a copy whose bytes are still being read.

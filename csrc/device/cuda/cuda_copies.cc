@@ -13,6 +13,7 @@ namespace {
 constexpr int kEarlyReads = LaneQueue::kPrefetchInFlight;
 // Enough to keep the link busy while a landing is noticed.
 constexpr std::size_t kDemandInFlight = 8;
+constexpr std::size_t kHalvesInFlight = 2;
 
 std::string bytes_text(std::uint64_t bytes) { return std::to_string(bytes) + " bytes"; }
 
@@ -152,9 +153,9 @@ void CudaCopies::ready(const Run& run) {
 
 bool CudaCopies::may_start(Lane lane) {
   Link& l = link(lane);
-  const bool full = lane == Lane::demand
-                        ? l.flights.size() >= kDemandInFlight
-                        : !l.flights.empty() || !link(Lane::demand).flights.empty();
+  const bool full = lane == Lane::demand ? l.flights.size() >= kDemandInFlight
+                                         : l.flights.size() >= kHalvesInFlight ||
+                                               !link(Lane::demand).flights.empty();
   if (full) return false;
   while (l.epochs.size() > 1 && l.epochs.front().unstarted == 0) l.epochs.pop_front();
   Epoch& epoch = l.epochs.front();
@@ -175,43 +176,49 @@ void* CudaCopies::event_of(Ticket ticket) {
   return copy == copies_.end() || copy->second.unstarted > 0 ? nullptr : copy->second.event;
 }
 
-// Hands the lane's next run to its stream.
+// Hands the lane's next run, or half of it, to its stream.
 void CudaCopies::start(Lane lane) {
   Link& l = link(lane);
   Epoch& epoch = l.epochs.front();
-  const Run run = epoch.ready.front();
+  Run run = epoch.ready.front();
   epoch.ready.pop_front();
+  std::uint64_t bytes = run.block->held - run.sent;
+  if (lane == Lane::prefetch) bytes = std::min(bytes, pool_->block_bytes() / 2);
+  void* stream = l.stream.get();
   void* event = nullptr;
+  std::string why;
   try {
     event = events_.take();
-  } catch (const DeviceError& error) {
-    started(run);
-    done(run, error.what(), true);
-    return look_for_loss(error.what());
-  }
-  void* stream = l.stream.get();
-  const std::string what = "copying " + bytes_text(run.block->held) + " to the device";
-  int code = kCudaSuccess;
-  for (Ticket ticket : epoch.behind) {
-    code = code != kCudaSuccess ? code : api_.stream_wait_event(stream, event_of(ticket));
-  }
-  if (code == kCudaSuccess) {
+    const std::string what = "copying " + bytes_text(bytes) + " to the device";
+    for (Ticket ticket : epoch.behind) {
+      cuda_check(api_, api_.stream_wait_event(stream, event_of(ticket)), what);
+    }
     epoch.behind.clear();
-    code = api_.copy_async(run.to, run.block->memory, run.block->held, CudaCopy::to_device, stream);
+    cuda_check(api_,
+               api_.copy_async(run.to + run.sent, run.block->memory + run.sent, bytes,
+                               CudaCopy::to_device, stream),
+               what);
+    if (api_.event_record(event, stream) != kCudaSuccess) {
+      events_.give_back(event);
+      event = nullptr;
+    }
+  } catch (const DeviceError& error) {
+    if (event != nullptr) events_.give_back(event);
+    event = nullptr;
+    why = error.what();
   }
-  started(run);
-  if (code != kCudaSuccess) {
-    events_.give_back(event);
-    return fail_by_device(run, code, what);
-  }
-  if (api_.event_record(event, stream) != kCudaSuccess) {
-    events_.give_back(event);
-    event = nullptr;  // whoever waits for it waits for the whole stream
-  }
+  run.sent += bytes;
+  const bool last = !why.empty() || run.sent == run.block->held;
   run.copy->event = event;
-  l.flights.push_back({run, event});
+  if (last) {
+    started(run);
+  } else {
+    epoch.ready.push_front(run);
+  }
+  l.flights.push_back({run, event, last, why});
   l.flying.notify_one();
   if (run.copy->unstarted == 0) settled_.notify_all();
+  if (!why.empty()) look_for_loss(why);
 }
 
 void CudaCopies::started(const Run& run) {
@@ -247,12 +254,6 @@ void CudaCopies::done(const Run& run, const std::string& why, bool device) {
   }
   copies_.erase(copy.ticket);
   settled_.notify_all();
-}
-
-void CudaCopies::fail_by_device(const Run& run, int code, const std::string& what) {
-  const std::string sentence = cuda_sentence(api_, code, what);
-  done(run, sentence, true);
-  look_for_loss(sentence);
 }
 
 // After an error: if the device answers with errors from now on, everything fails.
@@ -295,12 +296,13 @@ void CudaCopies::land_flights(Lane lane) {
     // Until the device has said so, its memory and the block are not free.
     if (code != kCudaSuccess) code = api_.stream_synchronize(l.stream.get());
     lock.lock();
-    const Run run = l.flights.front().run;
+    const Flight flight = std::move(l.flights.front());
     l.flights.pop_front();
     if (event != nullptr) events_.give_back(event);
-    const std::string what = "copying " + bytes_text(run.block->held) + " to the device";
-    if (code != kCudaSuccess && lost_.empty()) lose(cuda_sentence(api_, code, what));
-    done(run, lost_, true);
+    if (code != kCudaSuccess && lost_.empty()) {
+      lose(cuda_sentence(api_, code, "waiting for a copy to the device"));
+    }
+    if (flight.last) done(flight.run, lost_.empty() ? flight.why : lost_, true);
     pump();
   }
 }

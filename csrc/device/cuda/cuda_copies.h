@@ -9,6 +9,10 @@
 // with such tickets, and no run starts before all of earlier epochs have. So a copy stream never
 // waits for an event on behalf of a run that a run before it in the stream depends on.
 //
+// Link. A run of the demand class is one copy of the device, of which a few may be queued. One of
+// the prefetch class is two halves, and no more than two are queued: the link does not fall idle
+// between them, and a demand finds one block ahead of it.
+//
 // Threads. One mutex guards everything. Whoever made a change (a caller, the disk, a landing)
 // moves on what it allows, `pump`, and leaves. One thread per lane waits for its oldest flight.
 #pragma once
@@ -83,6 +87,7 @@ class CudaCopies {
     Extent from;
     Epoch* epoch;
     HostPool::Block* block = nullptr;
+    std::uint64_t sent = 0;  // bytes given to the stream
   };
   struct Epoch {
     std::vector<Ticket> behind;  // start after these
@@ -91,7 +96,9 @@ class CudaCopies {
   };
   struct Flight {
     Run run;
-    void* event;
+    void* event;      // null: it has none, the stream is waited for
+    bool last;        // of its run
+    std::string why;  // the run failed, and is over when what was sent of it is
   };
   struct Reading {
     HostPool::Block* block;
@@ -123,7 +130,6 @@ class CudaCopies {
   void join();
   void started(const Run& run);
   void done(const Run& run, const std::string& why, bool device);
-  void fail_by_device(const Run& run, int code, const std::string& what);
   void look_for_loss(const std::string& sentence);
   void lose(const std::string& sentence);
   void refresh(Ticket mark);

@@ -155,11 +155,11 @@ TEST(CudaBackend, ADemandFindsOneBlockOfPrefetchesOnTheLink) {
   bench.model.hold();
   std::vector<Ticket> tickets;
   for (std::uint64_t i = 0; i < 8; ++i) tickets.push_back(bench.early(i, i));
-  EXPECT_EQ(bench.model.copies_queued(), 1u);
+  EXPECT_EQ(bench.model.copies_queued(), 2u);  // halves
   tickets.push_back(bench.demand(9, 9));
-  EXPECT_EQ(bench.model.copies_queued(), 2u);
-  tickets.push_back(bench.demand(10, 10));
   EXPECT_EQ(bench.model.copies_queued(), 3u);
+  tickets.push_back(bench.demand(10, 10));
+  EXPECT_EQ(bench.model.copies_queued(), 4u);
   bench.model.release();
   bench.backend.wait(tickets.back());
   for (Ticket each : tickets) bench.backend.wait(each);
