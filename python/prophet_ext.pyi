@@ -135,8 +135,14 @@ class Engine:
         """Asks for distinct experts of one layer (at most pool_slots) and pins them. Returns at
         once; reads go on behind it. Raises InvalidArgument, StateError when other leases
         hold the slots."""
-    def step(self, layer: int) -> None:
-        """One tick of policies: a MoE layer is about to be served by leases (forward does it itself)."""
+    streaming: bool  # whether steps may stream, from the next one on
+
+    def step(self, layer: int, tokens: int = 1, counts: Sequence[int] = ()) -> int:
+        """One tick of policies: a MoE layer is about to be served by leases (forward does it itself).
+
+        counts: how many of the tokens chose each expert. A step whose experts exceed the layer's part of the
+        slots streams: it displaces little of what other steps need. Returns how many absent experts to lease
+        at a time."""
     def observe(
         self,
         layer: int,
@@ -312,6 +318,7 @@ class Replay:
         emulate: tuple[float, int] | None = None,
         # In place of a predictor: the true future with this recall, so many layers ahead (0: of the token).
         clairvoyant: bool = False,
+        streaming: bool = True,
         # Times are the bound of csrc/sim/clairvoyant.h; with policy "belady" in the global pool.
     ) -> None: ...
     def decode(
@@ -333,6 +340,15 @@ class Replay:
         hidden: NDArray[np.floating[Any]] | None = None,
     ) -> None:
         """One forward pass over all tokens."""
+    def packed(
+        self,
+        routes: NDArray[np.integer[Any]],
+        passes: NDArray[np.integer[Any]],
+        gates: NDArray[np.floating[Any]] | None = None,
+        next_use: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Continuous batching: passes [passes, 2] over the rows of `routes` in turn, each of so many tokens of
+        which so many are decoded. Returns when each ended, ns. Releases the GIL."""
     def restart(self) -> None:
         """Empties the cache and forgets all history; what was counted stays."""
     @property

@@ -24,6 +24,7 @@ py::dict to_dict(const Counters& c) {
   PROPHET_COUNTER(reads);
   PROPHET_COUNTER(reads_failed);
   PROPHET_COUNTER(expert_bytes_routed);
+  PROPHET_COUNTER(streamed_steps);
   PROPHET_COUNTER(foresight_steps);
   PROPHET_COUNTER(foresight_held_steps);
   PROPHET_COUNTER(prefetch_held_steps);

@@ -363,8 +363,15 @@ void register_engine(py::module_& m) {
            py::arg("top_k"), py::arg("stream") = py::none())
       .def("lease", &lease, py::arg("layer"), py::arg("experts"))
       .def(
-          "step", [](PyEngine& s, std::int32_t layer) { s.engine()->step(layer); },
-          py::arg("layer"))
+          "step",
+          [](PyEngine& s, std::int32_t layer, std::int32_t tokens,
+             const std::vector<std::int32_t>& counts) {
+            return s.engine()->step(layer, tokens, counts);
+          },
+          py::arg("layer"), py::arg("tokens") = 1, py::arg("counts") = std::vector<std::int32_t>())
+      .def_property(
+          "streaming", [](PyEngine& s) { return s.engine()->streaming(); },
+          [](PyEngine& s, bool may) { s.engine()->set_streaming(may); })
       .def("observe", &observe, py::arg("layer"), py::arg("tokens"), py::arg("top_k"),
            py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"), py::arg("hidden"),
            py::arg("hidden_width"), py::arg("hidden_dtype"))

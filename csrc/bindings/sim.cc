@@ -103,7 +103,8 @@ std::unique_ptr<Replay> make_replay(
     Nanos overhead_ns, std::uint64_t chunk_bytes, int prefetch_chunks, Nanos pass_ns,
     Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns, Nanos miss_ns,
     const std::shared_ptr<PyPredictor>& predictor, const std::optional<py::dict>& prefetch,
-    const std::optional<std::pair<double, std::int32_t>>& emulate, bool clairvoyant) {
+    const std::optional<std::pair<double, std::int32_t>>& emulate, bool clairvoyant,
+    bool streaming) {
   ReplayOptions options;
   options.geometry = {layers, experts_per_layer, top_k};
   options.expert_bytes = expert_bytes;
@@ -124,6 +125,7 @@ std::unique_ptr<Replay> make_replay(
   if (prefetch) options.engine.prefetch = rule_from(*prefetch);
   if (emulate) options.emulate = EmulatorOptions{emulate->first, emulate->second};
   options.clairvoyant = clairvoyant;
+  options.engine.stream = streaming;
   if (predictor) {
     require_same(options.geometry, predictor->geometry());
     options.predictor = [predictor] { return predictor->make(); };
@@ -142,7 +144,8 @@ void register_sim(py::module_& m) {
            py::arg("prefetch_chunks") = 2, py::arg("pass_ns") = 0, py::arg("layer_ns") = 0,
            py::arg("layer_token_ns") = 0, py::arg("expert_ns") = 0, py::arg("expert_token_ns") = 0,
            py::arg("miss_ns") = 0, py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
-           py::arg("emulate") = py::none(), py::arg("clairvoyant") = false)
+           py::arg("emulate") = py::none(), py::arg("clairvoyant") = false,
+           py::arg("streaming") = true)
       .def(
           "decode",
           [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,
@@ -167,6 +170,28 @@ void register_sim(py::module_& m) {
           },
           py::arg("routes"), py::arg("gates") = py::none(), py::arg("next_use") = py::none(),
           py::arg("hidden") = py::none())
+      .def(
+          "packed",
+          [](Replay& self, Routes routes, const Routes& passes, std::optional<Gates> gates,
+             std::optional<Next> next) {
+            if (passes.ndim() != 2 || passes.shape(1) != 2) {
+              throw InvalidArgument("passes are [passes, 2]: tokens, and how many are decoded");
+            }
+            std::vector<Replay::Pass> list;
+            for (const std::int32_t* at = passes.data(); at < passes.data() + passes.size();
+                 at += 2)
+              list.push_back({at[0], at[1]});
+            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next), {}};
+            const Replay::Chunk spans = chunk.chunk();
+            std::vector<Nanos> ends;
+            {
+              py::gil_scoped_release free;
+              self.packed(spans, list, ends);
+            }
+            return Next(static_cast<py::ssize_t>(ends.size()), ends.data());
+          },
+          py::arg("routes"), py::arg("passes"), py::arg("gates") = py::none(),
+          py::arg("next_use") = py::none())
       .def("restart", &Replay::restart)
       .def_property_readonly("rooms", &Replay::rooms)
       .def("result", [](const Replay& self) { return to_dict(self.result()); });

@@ -11,6 +11,8 @@
 namespace prophet {
 namespace {
 
+constexpr std::int32_t kTransientPart = 8;  // of a pool's slots
+
 const char* word(Residency state) {
   switch (state) {
     case Residency::absent:
@@ -55,20 +57,24 @@ struct Cache::Impl {
   struct Entry {
     std::int32_t slot = -1;
     std::int32_t leases = 0;
+    bool transient = false;
     Residency state = Residency::absent;
   };
 
   // Experts that compete for the same slots: all of them, or those of one layer.
   struct Pool {
     std::int32_t slots = 0;
+    std::int32_t transient = 0;      // experts
     std::vector<std::int32_t> free;  // used from the back
   };
 
   struct View final : CacheView {
-    View(const Impl& impl, std::int32_t layer) : impl(impl), wanted(layer) {}
+    View(const Impl& impl, std::int32_t layer, bool transient)
+        : impl(impl), wanted(layer), transient(transient) {}
     bool evictable(ExpertKey key) const override {
-      return impl.geometry.contains(key) &&
-             impl.entries[impl.geometry.index(key)].state == Residency::resident &&
+      if (!impl.geometry.contains(key)) return false;
+      const Entry& entry = impl.entries[impl.geometry.index(key)];
+      return entry.state == Residency::resident && (entry.transient || !transient) &&
              (impl.scope == PoolScope::global || key.layer == wanted);
     }
     std::optional<std::int32_t> layer() const override {
@@ -77,6 +83,7 @@ struct Cache::Impl {
     }
     const Impl& impl;
     const std::int32_t wanted;
+    const bool transient;  // only such
   };
 
   Impl(const Geometry& geometry, std::int32_t wanted, PoolScope scope,
@@ -129,10 +136,13 @@ struct Cache::Impl {
       free.pop_back();
       return Placement{slot, std::nullopt};
     }
-    const View view(*this, key.layer);
-    const std::optional<ExpertKey> victim = policy->victim(view, key);
+    std::optional<ExpertKey> victim;
+    const View all(*this, key.layer, false), passing(*this, key.layer, true);
+    const std::int32_t kept = streams(key.layer) ? transient_slots(key.layer) - 1 : 0;
+    if (pool(key.layer).transient > kept) victim = policy->victim(passing, key);
+    if (!victim) victim = policy->victim(all, key);
     if (!victim) return std::nullopt;
-    if (!view.evictable(*victim)) {
+    if (!all.evictable(*victim)) {
       throw StateError("the eviction policy " + policy->name() + " named " + expert_name(*victim) +
                        ", which may not be evicted for " + expert_name(key) +
                        "; a victim must satisfy CacheView::evictable");
@@ -140,14 +150,27 @@ struct Cache::Impl {
     if (wish && !policy->yields(*victim, *wish)) return std::nullopt;
     Entry& gone = entries[geometry.index(*victim)];
     const std::int32_t slot = gone.slot;
+    ordinary(*victim, gone);
     gone = {};
     --resident;
     policy->left(*victim);
     return Placement{slot, victim};
   }
 
+  std::int32_t transient_slots(std::int32_t layer) {
+    return std::max(geometry.top_k, pool(layer).slots / kTransientPart);
+  }
+
+  bool streams(std::int32_t layer) const { return streaming && streaming_layer == layer; }
+
+  void ordinary(ExpertKey key, Entry& entry) {
+    if (entry.transient) --pool(key.layer).transient;
+    entry.transient = false;
+  }
+
   void make_absent(ExpertKey key, Entry& entry) {
     pool(key.layer).free.push_back(entry.slot);
+    ordinary(key, entry);
     entry = {};
     policy->left(key);
   }
@@ -159,6 +182,9 @@ struct Cache::Impl {
   std::vector<Pool> pools;     // one, or one per layer
   std::int32_t slots = 0;
   std::int32_t resident = 0;
+  bool streaming = false;
+  std::int32_t streaming_layer = -1;
+  std::vector<float> shares;  // [experts_per_layer] of the step that streams
 };
 
 Cache::Cache(const Geometry& geometry, std::int32_t slots, PoolScope scope,
@@ -189,6 +215,10 @@ std::optional<Cache::Placement> Cache::admit(ExpertKey key, const Prefetch* wish
   if (!placement) return std::nullopt;
   entry.slot = placement->slot;
   entry.state = Residency::queued;
+  if (placement->evicted && !wish && impl_->streams(key.layer) && impl_->policy->shielded()) {
+    entry.transient = true;
+    ++impl_->pool(key.layer).transient;
+  }
   impl_->policy->arrived(key);
   return placement;
 }
@@ -229,14 +259,37 @@ void Cache::drop(ExpertKey key) {
 
 void Cache::tick(std::int32_t layer) {
   if (!impl_->geometry.contains({layer, 0})) impl_->refuse_unknown({layer, 0});
+  impl_->streaming = false;
   impl_->policy->tick(layer);
 }
 
+void Cache::stream(std::int32_t layer, std::span<const float> shares) {
+  if (std::ssize(shares) != impl_->geometry.experts_per_layer) {
+    throw InvalidArgument("a step that streams names the share of each of " +
+                          std::to_string(impl_->geometry.experts_per_layer) + " experts, not of " +
+                          std::to_string(shares.size()));
+  }
+  tick(layer);
+  impl_->streaming = true;
+  impl_->streaming_layer = layer;
+  impl_->shares.assign(shares.begin(), shares.end());
+}
+
+std::int32_t Cache::transient_slots(std::int32_t layer) const {
+  if (!impl_->geometry.contains({layer, 0})) impl_->refuse_unknown({layer, 0});
+  return impl_->transient_slots(layer);
+}
+
 void Cache::used(ExpertKey key) {
-  const Impl::Entry& entry = impl_->entry(key);
+  Impl::Entry& entry = impl_->entry(key);
   if (entry.state == Residency::absent) {
     refuse(key, entry.state, "count a use of", "admit it before it is used");
   }
+  if (impl_->streams(key.layer)) {
+    impl_->policy->streamed(key, impl_->shares[key.expert]);
+    return;
+  }
+  impl_->ordinary(key, entry);
   impl_->policy->used(key);
 }
 

@@ -12,6 +12,12 @@
 //  * leased:   at least one lease; a leased expert is never a victim.
 // A failed load returns to absent: its slot never counts as weights.
 //
+// Streaming: a step over many tokens asks for more of a layer than the cache can keep. Policies are
+// told how many of the tokens chose each expert. Where the policy is shielded, experts that such a
+// step brings at the cost of others are transient: beyond transient_slots(), they take one
+// another's slots, and later misses take theirs first, so that what other steps need stays. A use
+// by a step that does not stream makes a transient expert an ordinary one.
+//
 // Pools: `per_layer` divides the slots evenly among layers (a layer's experts compete only with
 // each other); `global` lets any slot hold any expert. The cache knows no tier, no file, no thread:
 // its owner (the engine) holds the lock.
@@ -23,6 +29,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "core/types.h"
@@ -64,9 +71,15 @@ class Cache {
   void drop(ExpertKey key);     // resident → absent: given up without an incoming expert
 
   void tick(std::int32_t layer);  // forwarded to the policy, once per layer step
-  void used(ExpertKey key);       // the router asked for it; any state but absent
-  void lease(ExpertKey key);      // resident → leased, or one more lease
-  void release(ExpertKey key);    // one lease less
+  // In place of tick, for a step that streams: until the next tick or stream. `shares[e]` of its
+  // tokens chose expert e. Throws InvalidArgument when they are not one for each expert.
+  void stream(std::int32_t layer, std::span<const float> shares);
+  // How many transient experts the layer's pool keeps before they replace one another: an eighth of
+  // its slots, at least top_k.
+  std::int32_t transient_slots(std::int32_t layer) const;
+  void used(ExpertKey key);     // the router asked for it; any state but absent
+  void lease(ExpertKey key);    // resident → leased, or one more lease
+  void release(ExpertKey key);  // one lease less
 
   EvictionPolicy& policy();
 

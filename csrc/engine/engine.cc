@@ -76,27 +76,63 @@ void Engine::record(EventKind kind, Nanos begin, Nanos end, ExpertKey key, std::
   recorder_.record({begin, end, kind, key, bytes});
 }
 
-void Engine::step(std::int32_t layer) {
+std::int32_t Engine::step(std::int32_t layer, std::int32_t tokens,
+                          std::span<const std::int32_t> counts) {
   Lock lock(mutex_);
-  begin_step(layer);
+  const bool streams = begin_step(layer, tokens, counts);
   const Nanos now = backend_->now();
   record(EventKind::layer_step, now, now, {layer, -1});  // its end is the caller's affair
+  return streams ? cache_.transient_slots(layer) : cache_.pool_slots(layer);
 }
 
-void Engine::begin_step(std::int32_t layer) {
+void Engine::set_streaming(bool may) {
+  Lock lock(mutex_);
+  options_.stream = may;
+}
+
+bool Engine::streaming() const {
+  Lock lock(mutex_);
+  return options_.stream;
+}
+
+bool Engine::begin_step(std::int32_t layer, std::int32_t tokens,
+                        std::span<const std::int32_t> counts) {
   open_or_throw();
   if (!geometry().contains({layer, 0})) {
     throw InvalidArgument("there is no MoE layer " + std::to_string(layer));
   }
   if (foresight_) foresight_->settle(cache_.policy());
-  cache_.tick(layer);
+  if (!counts.empty() && std::ssize(counts) != geometry().experts_per_layer) {
+    throw InvalidArgument("a layer step counts the tokens of each of " +
+                          std::to_string(geometry().experts_per_layer) + " experts, not of " +
+                          std::to_string(counts.size()));
+  }
+  const bool streams = options_.stream && options_.keep && exceeds_share(layer, tokens, counts);
+  if (streams) {
+    shares_.resize(counts.size());
+    for (std::size_t e = 0; e < counts.size(); ++e) shares_[e] = float(counts[e]) / float(tokens);
+    cache_.stream(layer, shares_);
+    ++streamed_steps_;
+  } else {
+    cache_.tick(layer);
+  }
   ++ticks_;
-  if (!planner_) return;
+  if (!planner_) return streams;
   planner_->tick();
   planner_->paid(double(mover_.overtaken_bytes() - overtaken_) / double(store_->slot_bytes()));
   overtaken_ = mover_.overtaken_bytes();
   replan_ = true;
   if (layer == 0) measure_pace();
+  return streams;
+}
+
+// One token's experts are what the slots are for, however few those are.
+bool Engine::exceeds_share(std::int32_t layer, std::int32_t tokens,
+                           std::span<const std::int32_t> counts) const {
+  if (tokens < 2) return false;
+  const auto distinct = std::count_if(counts.begin(), counts.end(), [](auto n) { return n > 0; });
+  const std::int64_t pool = cache_.pool_slots(layer);
+  return distinct > (options_.pool == PoolScope::global ? pool / geometry().layers : pool);
 }
 
 // Times per expert and per layer step since the last token, averaged over some tokens.
@@ -443,6 +479,7 @@ Counters Engine::counters() const {
   c.compute_ns = total(EventKind::compute).time;
   c.busy_ns = backend_->busy();
   c.now_ns = backend_->now();
+  c.streamed_steps = streamed_steps_;
   if (foresight_) {
     c.foresight_steps = foresight_->observations();
     c.foresight_ns = foresight_->time();

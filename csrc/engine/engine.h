@@ -51,8 +51,9 @@ struct EngineOptions {
   // In its place, one that is not in the registry.
   std::function<std::unique_ptr<EvictionPolicy>(const Geometry&)> make_policy;
   PoolScope pool = PoolScope::global;
-  bool keep = true;  // false: every expert is dropped after its use (the on-demand floor)
-  int threads = 1;   // compute threads, the caller's included
+  bool stream = true;  // steps over many tokens may stream (Cache::stream)
+  bool keep = true;    // false: every expert is dropped after its use (the on-demand floor)
+  int threads = 1;     // compute threads, the caller's included
   MoverOptions mover;
   bool trust_blindly = false;  // use the predictor's gaps even where they keep worse experts
   PrefetchRule prefetch;       // what to bring early, by the predictor's word; last = 0: nothing
@@ -98,6 +99,7 @@ struct Counters {
   std::uint64_t hits_resident, hits_in_flight, misses;
   std::uint64_t evictions, evicted_before_use, layer_steps, waves, reads, reads_failed;
   std::uint64_t expert_bytes_routed;   // bytes of all experts asked for, wherever they were
+  std::uint64_t streamed_steps;        // layer steps that streamed
   std::uint64_t foresight_steps;       // layer steps that the predictor saw
   std::uint64_t foresight_held_steps;  // of those, without trust in what it would keep
   std::uint64_t prefetch_held_steps;   // layer steps in which prefetching was held back: it cost
@@ -132,7 +134,15 @@ class Engine {
   void forward(std::int32_t layer, const LayerBatch& batch);
 
   // One tick of the policies: a layer is about to be served by leases. `forward` does it itself.
-  void step(std::int32_t layer);
+  void step(std::int32_t layer) { step(layer, 1, {}); }
+  // The same for a step of `tokens` tokens, `counts[e]` of which chose expert e (or empty). Where
+  // they chose more experts than the layer's part of the slots, the step streams (Cache::stream).
+  // Returns how many absent experts the caller should lease at a time, at least one token's. Throws
+  // InvalidArgument when the counts are not one for each expert.
+  std::int32_t step(std::int32_t layer, std::int32_t tokens, std::span<const std::int32_t> counts);
+  // Whether steps may stream at all, from the next one on.
+  void set_streaming(bool may);
+  bool streaming() const;
 
   // What the router of a layer served by leases said; `forward` tells the predictor itself.
   // `glimpse.hidden`, when given, holds `hidden_width` numbers; a predictor made for another width
@@ -177,7 +187,10 @@ class Engine {
   using Lock = std::unique_lock<std::mutex>;
 
   void open_or_throw() const;
-  void begin_step(std::int32_t layer);
+  // True: the step streams.
+  bool begin_step(std::int32_t layer, std::int32_t tokens, std::span<const std::int32_t> counts);
+  bool exceeds_share(std::int32_t layer, std::int32_t tokens,
+                     std::span<const std::int32_t> counts) const;
   void collect();  // tells the live leases what has ended
   void start_wishes();
   void plan_wishes();  // when there is news
@@ -225,8 +238,10 @@ class Engine {
   mutable std::mutex mutex_;  // guards everything below and the rooms above
   std::mutex step_mutex_;     // one forward at a time: it owns the worker pool and the scratch
   bool closed_ = false;
-  std::int64_t ticks_ = 0;    // layer steps
-  std::vector<Lease*> live_;  // leases with experts on their way
+  std::int64_t ticks_ = 0;  // layer steps
+  std::uint64_t streamed_steps_ = 0;
+  std::vector<float> shares_;  // of a step that streams, per expert
+  std::vector<Lease*> live_;   // leases with experts on their way
   std::vector<Mover::Ending> ended_;
   std::condition_variable wake_;  // the prefetch thread: there is something to move, or close
   std::thread prefetcher_;

@@ -197,12 +197,16 @@ void Engine::begin_layer(std::int32_t layer, const LayerBatch& batch, const void
   for (std::size_t i = 0; i < pairs; ++i) {
     if (batch.ids[i] < 0) throw InvalidArgument("expert ids must not be negative");
   }
-  {
-    Lock lock(mutex_);
-    begin_step(layer);
-  }
   s.weights.resize(pairs);
   widen(batch.weights_dtype, batch.weights, s.weights.data(), pairs);
+  s.counts.assign(geometry().experts_per_layer, 0);
+  for (std::size_t i = 0; i < pairs; ++i) {
+    if (batch.ids[i] < std::ssize(s.counts) && s.weights[i] != 0.0f) ++s.counts[batch.ids[i]];
+  }
+  {
+    Lock lock(mutex_);
+    begin_step(layer, batch.tokens, s.counts);
+  }
   if (!foresight_) return;
   s.ids.resize(pairs);
   // Ids of other ranks may not fit; any id outside the layer says the same.

@@ -14,7 +14,9 @@
 //
 // once per turn, decay 0.4 (half-life 0.8 turns) for quick and 0.96 (17 turns) for slow: the last
 // token's experts often return at once, the slow average knows the subject. Averages start at
-// top_k / experts and outlive an eviction. Ties go to the lowest index.
+// top_k / experts and outlive an eviction. Ties go to the lowest index. A turn that streams counts
+// as 1 - (1 - share)^4 of a use: would a few tokens drawn from it have used the expert? What a long
+// prompt has used once is no sign that the next token will.
 //
 // A forecast that an expert is needed in the coming turn of its layer with probability p makes its
 // gap 1 + (1 - p) * gap until that turn is over; an expert that arrived ahead of its layer's turn
@@ -73,16 +75,11 @@ class ExpectedNextUse final : public EvictionPolicy {
     farthest_[key.layer].known = false;
   }
 
-  void used(ExpertKey key) override {
-    const Layer& layer = layers_[key.layer];
-    Expert& expert = experts_[geometry_.index(key)];
-    expert.awaited = kNever;
-    farthest_[key.layer].known = false;
-    if (expert.counted == layer.turn) return;  // a later wave of the same turn
-    expert.counted = layer.turn;
-    for (std::size_t m = 0; m < kDecay.size(); ++m) {
-      expert.average[m] += (1 - kDecay[m]) / layer.faded[m];
-    }
+  void used(ExpertKey key) override { count(key, 1); }
+
+  void streamed(ExpertKey key, float share) override {
+    const float others = 1 - share;
+    count(key, 1 - others * others * others * others);
   }
 
   void expects(std::int32_t layer, std::span<const float> gaps) override {
@@ -153,6 +150,18 @@ class ExpectedNextUse final : public EvictionPolicy {
     double gap = 0;
     bool known = false;
   };
+
+  void count(ExpertKey key, double use) {
+    const Layer& layer = layers_[key.layer];
+    Expert& expert = experts_[geometry_.index(key)];
+    expert.awaited = kNever;
+    farthest_[key.layer].known = false;
+    if (expert.counted == layer.turn) return;  // a later wave of the same turn
+    expert.counted = layer.turn;
+    for (std::size_t m = 0; m < kDecay.size(); ++m) {
+      expert.average[m] += (1 - kDecay[m]) * use / layer.faded[m];
+    }
+  }
 
   static double gap(const Expert& expert, const Layer& layer) {
     if (expert.awaited != layer.turn && expert.foreseen != layer.turn) return usual(expert, layer);

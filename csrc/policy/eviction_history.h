@@ -21,6 +21,7 @@ struct UseHistory {
 
 // A policy that evicts the expert of least worth, where worth is a function of its history.
 // `Worse(a, b, clock)` says whether a is worth strictly less than b; equals go by index.
+// `Worse::kShielded` is EvictionPolicy::shielded.
 template <typename Worse>
 class HistoryPolicy final : public EvictionPolicy {
  public:
@@ -28,6 +29,7 @@ class HistoryPolicy final : public EvictionPolicy {
       : geometry_(geometry), name_(std::move(name)), history_(std::size_t(geometry.total())) {}
 
   std::string name() const override { return name_; }
+  bool shielded() const override { return Worse::kShielded; }
 
   void arrived(ExpertKey key) override {
     UseHistory& history = history_[geometry_.index(key)];

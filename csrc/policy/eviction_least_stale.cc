@@ -21,6 +21,7 @@ class LeastStale final : public EvictionPolicy {
       : geometry_(geometry), experts_(std::size_t(geometry.total())) {}
 
   std::string name() const override { return "least-stale"; }
+  bool shielded() const override { return true; }
 
   void tick(std::int32_t layer) override {
     if (layer <= running_) ++pass_;

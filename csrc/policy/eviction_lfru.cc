@@ -14,6 +14,7 @@ namespace prophet {
 namespace {
 
 struct SmallerRate {
+  static constexpr bool kShielded = true;
   static double uses(const UseHistory& history) {
     return static_cast<double>(std::max<std::int64_t>(history.uses, 1));
   }

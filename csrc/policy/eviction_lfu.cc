@@ -8,6 +8,7 @@ namespace prophet {
 namespace {
 
 struct FewerUses {
+  static constexpr bool kShielded = false;  // counts remember
   bool operator()(const UseHistory& a, const UseHistory& b, std::int64_t) const {
     return a.uses != b.uses ? a.uses < b.uses : a.last < b.last;
   }

@@ -31,6 +31,7 @@ class Lru final : public EvictionPolicy {
   }
 
   std::string name() const override { return foreseen_ ? "lru-foreseen" : "lru"; }
+  bool shielded() const override { return true; }
 
   void arrived(ExpertKey key) override { touch(key); }
 

@@ -35,7 +35,17 @@ class EvictionPolicy {
 
   virtual void arrived(ExpertKey key) = 0;  // admitted; not yet used
   virtual void used(ExpertKey key) = 0;     // routed to and resident or brought
-  virtual void left(ExpertKey key) = 0;     // evicted, or its load failed or was cancelled
+  // The same in a step that streams (Cache::stream): `share` of its tokens, above 0 and at most 1,
+  // chose it. A later wave of the step may tell the same again.
+  virtual void streamed(ExpertKey key, float share) {
+    (void)share;
+    used(key);
+  }
+  // True for policies that a step over many tokens would leave without memory, since to them what
+  // came last is worth most: the cache then restricts the victims of such steps to what they
+  // brought themselves (Cache::stream).
+  virtual bool shielded() const { return false; }
+  virtual void left(ExpertKey key) = 0;  // evicted, or its load failed or was cancelled
 
   // A forecast: needed with probability p at `deadline` (in ticks). Most policies ignore it.
   virtual void foreseen(ExpertKey key, float p, std::int64_t deadline) {

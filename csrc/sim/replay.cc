@@ -11,7 +11,7 @@ namespace prophet {
 namespace {
 
 void add(Counters& sum, const Counters& c) {
-  static_assert(sizeof(Counters) == 25 * 8, "a new counter: add it here");
+  static_assert(sizeof(Counters) == 26 * 8, "a new counter: add it here");
   sum.bytes_moved += c.bytes_moved;
   sum.bytes_demand += c.bytes_demand;
   sum.bytes_prefetch_used += c.bytes_prefetch_used;
@@ -29,6 +29,7 @@ void add(Counters& sum, const Counters& c) {
   sum.reads += c.reads;
   sum.reads_failed += c.reads_failed;
   sum.expert_bytes_routed += c.expert_bytes_routed;
+  sum.streamed_steps += c.streamed_steps;
   sum.foresight_steps += c.foresight_steps;
   sum.foresight_held_steps += c.foresight_held_steps;
   sum.prefetch_held_steps += c.prefetch_held_steps;
@@ -206,7 +207,8 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
   for (std::int32_t layer = 0; layer < g.layers; ++layer) {
     const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
     compute(options_.times.layer + tokens * options_.times.layer_token);
-    engine_->step(layer);
+    count(chunk, begin, tokens);
+    engine_->step(layer, tokens, counts_);
     if (options_.predictor || emulator_) observe(chunk, layer, first, tokens);
     cutter_.begin(layer, chunk.routes.data() + begin, tokens, row, rooms_[layer]);
     for (Wave wave; cutter_.next(wave);) {
@@ -219,6 +221,18 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
       serve(layer, wave, next);
     }
     settle();
+  }
+}
+
+// How many of the pass's tokens chose each expert of a layer.
+void Replay::count(const Chunk& chunk, std::size_t begin, std::int32_t tokens) {
+  const Geometry& g = options_.geometry;
+  const std::size_t row = std::size_t(g.layers) * g.top_k;
+  counts_.assign(g.experts_per_layer, 0);
+  for (std::int32_t token = 0; token < tokens; ++token) {
+    for (std::int32_t id : chunk.routes.subspan(begin + token * row, g.top_k)) {
+      if (id >= 0 && id < g.experts_per_layer) ++counts_[id];  // the cutter refuses others
+    }
   }
 }
 
@@ -305,6 +319,39 @@ void Replay::prefill(const Chunk& chunk) {
   done_.prefill_ns += now() - before;
   done_.prefill_bytes += landed() - bytes;
   done_.prefill_tokens += tokens;
+  if (next_at_ != chunk.next.size()) refuse_next(chunk);
+}
+
+void Replay::packed(const Chunk& chunk, std::span<const Pass> passes, std::vector<Nanos>& ends) {
+  const std::int32_t tokens = begin(chunk);
+  std::int64_t named = 0;
+  for (const Pass& one : passes) {
+    if (one.tokens < 1 || one.decoded < 0 || one.decoded > one.tokens) {
+      throw InvalidArgument("a pass has at least one token and decodes at most all of them, not " +
+                            std::to_string(one.decoded) + " of " + std::to_string(one.tokens));
+    }
+    named += one.tokens;
+  }
+  if (named != tokens) {
+    throw InvalidArgument("these passes have " + std::to_string(named) +
+                          " tokens, their chunk has " + std::to_string(tokens));
+  }
+  std::int32_t first = 0;
+  for (const Pass& one : passes) {
+    const Nanos before = now();
+    stall_ = 0;
+    pass(chunk, first, one.tokens);
+    first += one.tokens;
+    for (std::int32_t i = 0; i < one.decoded; ++i) {
+      done_.tpot.add(now() - before);
+      done_.stall.add(stall_);
+    }
+    done_.tokens += one.decoded;
+    done_.prefill_tokens += one.tokens - one.decoded;
+    if (one.decoded == 0) done_.prefill_ns += now() - before;
+    ++done_.passes;
+    ends.push_back(now());
+  }
   if (next_at_ != chunk.next.size()) refuse_next(chunk);
 }
 

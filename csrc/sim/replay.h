@@ -94,6 +94,15 @@ class Replay {
   // One forward pass over all tokens of the chunk.
   void prefill(const Chunk& chunk);
 
+  // Continuous batching: forward passes over tokens of several requests, `tokens` of the chunk
+  // each, of which `decoded` continue as many requests and the others are prompts'. Each decoded
+  // token counts its pass's duration and stall. Appends when each pass ended to `ends`. Throws
+  // InvalidArgument: passes that are not the chunk's tokens.
+  struct Pass {
+    std::int32_t tokens = 0, decoded = 0;
+  };
+  void packed(const Chunk& chunk, std::span<const Pass> passes, std::vector<Nanos>& ends);
+
   // Empties the cache and forgets all history, as if the next token came to a new process. What was
   // counted stays.
   void restart();
@@ -106,6 +115,7 @@ class Replay {
   void build();
   std::int32_t begin(const Chunk& chunk);  // its tokens
   void pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens);
+  void count(const Chunk& chunk, std::size_t begin, std::int32_t tokens);
   void observe(const Chunk& chunk, std::int32_t layer, std::int32_t first, std::int32_t tokens);
   void serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next);
   void compute(Nanos time);
@@ -134,6 +144,7 @@ class Replay {
   std::vector<bool> computed_;  // [entries of the lease]
   std::vector<ExpertKey> keys_;
   std::vector<std::int32_t> ids_;
+  std::vector<std::int32_t> counts_;  // [experts_per_layer] of this layer step
   std::vector<float> weights_;
 };
 

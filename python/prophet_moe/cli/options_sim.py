@@ -11,7 +11,10 @@ from prophet_moe.cli.options import _flag
 
 TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="A routing trace, .safetensors.")]
 ResultsFiles = Annotated[
-    list[Path], typer.Argument(metavar="RESULTS...", help="Files of prophet simulate -o, and of analyze --json and score --json.")
+    list[Path],
+    typer.Argument(
+        metavar="RESULTS...", help="Files of prophet simulate -o, and of analyze --json and score --json."
+    ),
 ]
 
 Geometry = Annotated[
@@ -67,6 +70,24 @@ HeldOut = Annotated[
     str | None,
     _flag(
         "--held-out", metavar="N", text="Only the sequences that training with seed 0 holds out: 60 or 20%."
+    ),
+]
+Concurrency = Annotated[
+    str | None,
+    _flag(
+        "--concurrency",
+        metavar="A,B",
+        text="Serve so many sequences at once, domains mixed, as continuous batching does: 1,4,16.",
+    ),
+]
+OrderSeed = Annotated[int, _flag("--seed", min=0, metavar="N", text="Seed of the sequences' order.")]
+PromptTokens = Annotated[
+    int,
+    _flag(
+        "--prompt-tokens",
+        min=0,
+        metavar="N",
+        text="Where the trace has no phases, take the first N tokens of a sequence for its prompt.",
     ),
 ]
 Cold = Annotated[bool, _flag("--cold", text="Empty the cache before each sequence.")]

@@ -20,6 +20,7 @@ HELP = """Example: prophet simulate TRACE --model reference-moe --machine cpu-nv
 Replays the trace through the engine on a virtual clock: same policies, cache and queue as on real bytes.
 Every number is simulated. prophet report draws the results."""
 
+SERVING = ("n", "TPOT ms", "p99", "TTFT ms", "hits", "MB/tok", "union")  # n sequences at once
 HEADINGS = ("slots", "TPOT ms", "p99.9", "stalled", "late", "miss", "MB/token")
 
 
@@ -34,6 +35,29 @@ def scales(text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in split_list(text))
     except ValueError:
         raise ValueError(f"--link-scale {text!r} is no list of numbers: write 0.5,1,2.") from None
+
+
+def counts(text: str | None) -> tuple[int, ...]:
+    """Numbers of `1,4`; none of None. Raises ValueError."""
+    try:
+        return tuple(int(word) for word in split_list(text or ""))
+    except ValueError:
+        raise ValueError(f"--concurrency {text!r} is no list of whole numbers: write 1,4,16.") from None
+
+
+def serving_row(line: Line) -> list[str]:
+    """One line of requests side by side, as SERVING."""
+    served, hits, asked = line["serving"], line["hits"], line["accesses"] or 1
+    per_token = line["bytes"]["per_token"]
+    return [
+        str(served["concurrency"]),
+        number(line["tpot_ms"]["mean"], ".2f"),
+        number(line["tpot_ms"]["p99"], ".2f"),
+        number(served["ttft_ms"]["mean"], ".1f"),
+        f"{hits['resident'] / asked:.1%}",
+        number(None if per_token is None else per_token / 1e6, ".1f"),
+        number(served["union"], ".1f"),
+    ]
 
 
 def row(line: Line) -> list[str]:
@@ -57,14 +81,22 @@ def show(lines: Sequence[Line], title: str) -> None:
     from rich.table import Table
 
     named = any(line["options"] or line["link_scale"] != 1 for line in lines)
-    table = Table("system", *(["options"] if named else []), *HEADINGS, title=title, pad_edge=False)
+    served = any(line["serving"] for line in lines)
+    sizes = list(dict.fromkeys(line["slots"] for line in lines))
+    headings = (*(["slots"] if len(sizes) > 1 else []), *SERVING) if served else HEADINGS
+    table = Table("system", *(["options"] if named else []), *headings, title=title, pad_edge=False)
     for line in lines:
         options = line["options"] | ({} if line["link_scale"] == 1 else {"link": line["link_scale"]})
         told = [" ".join(f"{name}={value}" for name, value in options.items())] if named else []
-        table.add_row(line["system"], *told, *row(line))
+        size = [line["slots"]] if len(sizes) > 1 else []
+        figures = [*size, *serving_row(line)] if served else row(line)
+        table.add_row(line["system"], *told, *figures)
     table.columns[0].no_wrap = table.columns[named].no_wrap = True
+    if served:
+        table.caption = "n sequences at once; union: distinct experts of a layer step; bytes with prompts'"
     if not all(line["fits"] for line in lines):
-        table.caption = "some of these slots do not fit into the machine's fast memory"
+        said = "some of these slots do not fit into the machine's fast memory"
+        table.caption = f"{table.caption}; {said}" if table.caption else said
     data().print(table)
 
 
@@ -119,6 +151,9 @@ def simulate(
     sweep: sim_flag.SweepOptions = None,
     pool: flag.Pool = "global",
     cold: sim_flag.Cold = False,
+    concurrency: sim_flag.Concurrency = None,
+    seed: sim_flag.OrderSeed = 0,
+    prompt_tokens: sim_flag.PromptTokens = 0,
     held_out: sim_flag.HeldOut = None,
     jobs: sim_flag.Jobs = None,
     json: flag.Json = False,
@@ -159,6 +194,9 @@ def simulate(
             rivals=rivals,
             routers=None if routers is None else locate(routers),
             options=swept(sweep or ()),
+            concurrency=counts(concurrency),
+            seed=seed,
+            prompt_tokens=prompt_tokens,
         )
     )
     for why in left:

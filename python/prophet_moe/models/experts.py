@@ -194,10 +194,10 @@ def _leased(
         end += count
         if count:
             ends[expert] = (end - count, end)
-    layer.engine.step(layer.number)
+    ahead = layer.engine.step(layer.number, tokens, counts)
     if layer.observing:
         _observe(layer, hidden, index, weights)
-    for expert, offsets in _in_order(layer, list(ends)):
+    for expert, offsets in _in_order(layer, list(ends), ahead):
         rows = order[slice(*ends[expert])]
         token = rows % tokens
         y = _one_expert(module, hidden[token], layer.matrices(expert, offsets))
@@ -238,28 +238,33 @@ def _project(
     return y if bias is None else y + bias
 
 
-def _in_order(layer: MoeLayer, experts: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+def _in_order(layer: MoeLayer, experts: Sequence[int], ahead: int) -> Iterator[tuple[int, list[int]]]:
     """Leases `experts` (ascending) one by one and yields each with its offsets once it has landed.
 
-    As many as there are slots are leased ahead, so reads overlap with the caller's arithmetic. Where
-    they cannot all be, those already resident are leased first: a read for one expert must not
-    evict another that this same call needs.
+    At most `ahead` that are not here are leased at a time, so reads overlap with the caller's arithmetic
+    and take few slots. Where not all can be, those already resident are leased first: a read for one expert
+    must not evict another that this same call needs.
     """
     engine, number = layer.engine, layer.number
     room = engine.pool_slots(number)
     held: dict[int, Lease] = {}
+    here: set[int] = set()
     try:
-        if len(experts) > room:
+        if len(experts) > ahead:
             for expert in experts:
                 if len(held) < room - 1 and engine.state(number, expert) in ("resident", "leased"):
                     held[expert] = engine.lease(number, [expert])
+            here.update(held)
         waiting = deque(expert for expert in experts if expert not in held)
+        brought = 0
         for expert in experts:
-            while waiting and len(held) < room:
+            while waiting and brought < ahead and len(held) < room:
                 held[waiting[0]] = engine.lease(number, [waiting[0]])
                 waiting.popleft()
+                brought += 1
             yield expert, held[expert].wait(expert)
             held.pop(expert).release(layer.stream())
+            brought -= expert not in here
     finally:
         for lease in held.values():
             lease.release(layer.stream())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import prophet_ext
 from prophet_moe.formats.trace import TraceReader
 from prophet_moe.sim import replay as replays
+from prophet_moe.sim.concurrent import Serving, serve
 from prophet_moe.sim.geometry import Geometry
 from prophet_moe.sim.machine import Machine
 from prophet_moe.sim.results import VERSION, Line
@@ -50,6 +51,9 @@ class Cell:
     predictor_seen: int | None  # how many of the sequences it has learned from
     routers: str | None = None  # path of a checkpoint whose routers the system applies
     options: tuple[tuple[str, Option], ...] = ()  # fields of the rule of prefetching
+    concurrency: int | None = None  # sequences that live at once; None: one after the other
+    seed: int = 0  # of their order
+    prompt_tokens: int = 0  # of sequences without phases, that are taken for a prompt
 
     @property
     def key(self) -> str:
@@ -96,23 +100,29 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
     moved = system.lossy_bytes if options.pop(LOSSY, 0) else 1.0  # of each expert's bytes
     prefetch = None if system.prefetch is None else dict(system.prefetch) | options
     domains = _Domains(trace.labels)
-    report = replays.replay(
-        trace,
-        machine,
-        slots=cell.slots,
-        expert_bytes=round(geometry.expert_bytes * moved),
-        policy=system.policy,
-        pool=cell.pool,
-        keep=system.keep,
-        cold=cell.cold,
-        predictor=predictor,
-        prefetch=prefetch,
-        emulate=(system.recall, trace.layers if system.next_token else 0) if system.emulated else None,
-        clairvoyant=system.bound == "time",
-        sequences=cell.sequences,
-        progress=progress,
-        watch=domains.watch,
-    )
+    settings: dict[str, Any] = {
+        "slots": cell.slots,
+        "expert_bytes": round(geometry.expert_bytes * moved),
+        "policy": system.policy,
+        "pool": cell.pool,
+        "keep": system.keep,
+        "predictor": predictor,
+        "prefetch": prefetch,
+        "clairvoyant": system.bound == "time",
+        "sequences": cell.sequences,
+        "progress": progress,
+    }
+    serving: Serving | None = None
+    if cell.concurrency is not None:
+        report, serving = serve(
+            trace, machine, concurrency=cell.concurrency, seed=cell.seed, prompt_tokens=cell.prompt_tokens,
+            **settings,
+        )  # fmt: skip
+    else:
+        emulate = (system.recall, trace.layers if system.next_token else 0) if system.emulated else None
+        report = replays.replay(
+            trace, machine, cold=cell.cold, emulate=emulate, watch=domains.watch, **settings
+        )
     run = replays.run_report(
         report,
         model=geometry.name,
@@ -144,6 +154,7 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         "layer_misses": report.layer_misses,
         "flops_per_token": geometry.flops_per_token,
         "domains": domains.found,
+        "serving": None if serving is None else asdict(serving),
         "wall_s": round(time.perf_counter() - began, 3),
     }
 

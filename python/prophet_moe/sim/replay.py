@@ -124,38 +124,15 @@ def replay(
     """
     if bad := [s for s in sequences or () if not 0 <= s < trace.sequences]:
         raise InvalidArgument(f"{trace.path} has sequences 0 to {trace.sequences - 1}, not {bad[0]}.")
-    geometry = {
-        "layers": trace.layers,
-        "experts_per_layer": trace.experts_per_layer,
-        "top_k": trace.top_k,
-    }
-    core = prophet_ext.Replay(
-        **geometry,
-        slots=slots,
-        expert_bytes=expert_bytes,
-        policy=policy,
-        pool=pool,
-        keep=keep,
-        bytes_per_second=machine.bytes_per_second,
-        latency_ns=machine.latency_ns,
-        overhead_ns=machine.overhead_ns,
-        chunk_bytes=machine.chunk_bytes,
-        prefetch_chunks=prefetch_chunks,
-        pass_ns=machine.pass_ns,
-        layer_ns=machine.layer_ns,
-        layer_token_ns=machine.layer_token_ns,
-        expert_ns=machine.expert_ns,
-        expert_token_ns=machine.expert_token_ns,
-        miss_ns=machine.miss_ns,
-        predictor=predictor,
-        prefetch=None if prefetch is None else dict(prefetch),
-        emulate=emulate,
+    core = make_core(
+        trace, machine, slots=slots, expert_bytes=expert_bytes, policy=policy, pool=pool, keep=keep,
+        prefetch_chunks=prefetch_chunks, predictor=predictor, prefetch=prefetch, emulate=emulate,
         clairvoyant=clairvoyant,
-    )
+    )  # fmt: skip
     order = range(trace.sequences) if sequences is None else sequences
     width = _hidden_width(trace, predictor)
     most = min(PIECE, HIDDEN_BYTES // (4 * trace.layers * width)) if width else PIECE
-    future = _Future(trace, order, geometry, core.rooms, most) if policy == CLAIRVOYANT else None
+    future = _Future(trace, order, core.rooms, most) if policy == CLAIRVOYANT else None
     started = False
     for piece in _pieces(trace, order, most):
         if cold and piece.opens and started:
@@ -171,7 +148,35 @@ def replay(
         if watch is not None and piece.closes:
             watch(piece.sequence, core.result())
     kind = f"emulated, recall {emulate[0]:g}" if emulate else predictor.name if predictor else None
-    return _report(core.result(), machine, str(policy), pool, slots, cold, kind)
+    return report_of(core.result(), machine, str(policy), pool, slots, cold, kind)
+
+
+def shape_of(trace: TraceReader) -> dict[str, int]:
+    """The geometry of a trace as prophet_ext takes it."""
+    return {"layers": trace.layers, "experts_per_layer": trace.experts_per_layer, "top_k": trace.top_k}
+
+
+def make_core(
+    trace: TraceReader, machine: Machine, *, prefetch: Mapping[str, Any] | None, **settings: Any
+) -> prophet_ext.Replay:
+    """The native replay of a trace on a machine; settings as those of prophet_ext.Replay."""
+    return prophet_ext.Replay(
+        layers=trace.layers,
+        experts_per_layer=trace.experts_per_layer,
+        top_k=trace.top_k,
+        bytes_per_second=machine.bytes_per_second,
+        latency_ns=machine.latency_ns,
+        overhead_ns=machine.overhead_ns,
+        chunk_bytes=machine.chunk_bytes,
+        pass_ns=machine.pass_ns,
+        layer_ns=machine.layer_ns,
+        layer_token_ns=machine.layer_token_ns,
+        expert_ns=machine.expert_ns,
+        expert_token_ns=machine.expert_token_ns,
+        miss_ns=machine.miss_ns,
+        prefetch=None if prefetch is None else dict(prefetch),
+        **settings,
+    )
 
 
 def run_report(
@@ -255,11 +260,10 @@ class _Future:
         self,
         trace: TraceReader,
         order: Sequence[int],
-        geometry: dict[str, int],
         rooms: list[int],
         most: int,
     ) -> None:
-        backward = prophet_ext.NextUse(**geometry, rooms=rooms)
+        backward = prophet_ext.NextUse(**shape_of(trace), rooms=rooms)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
         self._places: list[tuple[int, int]] = []
         for piece in _pieces(trace, order, most, backward=True):
@@ -275,7 +279,7 @@ class _Future:
         return np.frombuffer(self._file.read(count), np.int64)
 
 
-def _report(
+def report_of(
     result: dict[str, Any],
     machine: Machine,
     policy: str,
@@ -284,6 +288,7 @@ def _report(
     cold: bool,
     predictor: str | None,
 ) -> ReplayReport:
+    """What Replay.result() says, in the words of this module; predictor: its kind."""
     c = result["counters"]
     tokens = result["tokens"]
     hits = Hits(c["hits_resident"], c["hits_in_flight"], c["misses"])

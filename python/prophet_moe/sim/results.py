@@ -38,6 +38,7 @@ OWN_KEYS = (
     "layer_misses",
     "flops_per_token",
     "domains",
+    "serving",
     "wall_s",
 )
 
@@ -68,6 +69,7 @@ def _lines(path: Path, data: bytes) -> Iterator[Line]:
                 f"{path}, line {number}, is of results version {line['results_version']}; this release knows "
                 f"{VERSION}. Simulate again into another file, or use the release that wrote it."
             )
+        line.setdefault("serving", None)  # before there were requests side by side
         if missing := [key for key in (*RUN_KEYS, *OWN_KEYS) if key not in line]:
             raise InvalidArgument(f"{path}, line {number}, has no {missing[0]!r}: simulate again.")
         yield line

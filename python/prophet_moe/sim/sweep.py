@@ -43,6 +43,9 @@ class Sweep:
     predictor: Path | None = None  # of system prophet
     rivals: tuple[tuple[str, Path], ...] = ()  # system, the predictor trained for it
     routers: Path | None = None  # a checkpoint of the trace's model
+    concurrency: tuple[int, ...] = ()  # sequences that live at once; none: one after the other
+    seed: int = 0  # of their order
+    prompt_tokens: int = 0  # of sequences without phases, that are taken for a prompt
     options: tuple[tuple[str, tuple[Option, ...]], ...] = ()  # swept, of systems with a predictor
 
 
@@ -62,11 +65,14 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     seen = _seen(trace, sequences, sweep.predictor)
     files = dict(sweep.rivals) | ({} if sweep.predictor is None else {PROPHET: sweep.predictor})
     of_trace = fingerprint(sweep.trace)
-    given = (files, trace.has("gate_input"), sweep.routers is not None)
-    missing = [why for name in sweep.systems if (why := left_out(name, *given))]
+    _check_serving(sweep)
+    given = (files, trace.has("gate_input") and not sweep.concurrency, sweep.routers is not None)
+    missing = [why for name in sweep.systems if (why := _left_out(sweep, name, *given))]
     cells = []
-    for scale, name in itertools.product(sweep.link_scales, sweep.systems):
-        if left_out(name, *given):
+    for scale, concurrency, name in itertools.product(
+        sweep.link_scales, sweep.concurrency or (None,), sweep.systems
+    ):
+        if _left_out(sweep, name, *given):
             continue
         system = system_named(name)
         sizes = (EVERYTHING,) if system.bound == "resident" else sweep.slots
@@ -93,9 +99,30 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
                 predictor_seen=seen if name == PROPHET else None,
                 routers=str(sweep.routers) if sweep.routers and system.router else None,
                 options=options,
+                concurrency=concurrency,
+                seed=sweep.seed,
+                prompt_tokens=sweep.prompt_tokens,
             )
             cells.append(cell)
     return cells, missing
+
+
+def _left_out(sweep: Sweep, name: str, *given: Any) -> str | None:
+    if sweep.concurrency and system_named(name).emulated:
+        return f"{name} emulates a predictor for one sequence at a time"
+    return left_out(name, *given)
+
+
+def _check_serving(sweep: Sweep) -> None:
+    if any(count < 1 for count in sweep.concurrency):
+        raise InvalidArgument(f"{min(sweep.concurrency)} sequences at a time are none: give at least 1.")
+    if sweep.cold and sweep.concurrency:
+        raise InvalidArgument(
+            "a cache cannot be emptied before each of several sequences that share it: leave out one of "
+            "--cold and --concurrency."
+        )
+    if sweep.prompt_tokens and not sweep.concurrency:
+        raise InvalidArgument("--prompt-tokens is of requests side by side: give --concurrency as well.")
 
 
 def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path | None) -> int | None:

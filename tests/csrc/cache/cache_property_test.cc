@@ -29,7 +29,8 @@ class Walk {
     const ExpertKey key =
         kGeometry.key(static_cast<std::int32_t>(random_.below(kGeometry.total())));
     const std::uint32_t dice = random_.below(8);
-    if (dice == 0) return cache_.tick(key.layer);
+    if (dice == 0 && random_.below(2) == 0) return cache_.tick(key.layer);
+    if (dice == 0) return cache_.stream(key.layer, std::vector<float>(6, 0.5f));
     const auto found = stays_.find(key);
     if (found == stays_.end()) return admit(key);
     Stay& stay = found->second;
