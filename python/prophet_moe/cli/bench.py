@@ -155,6 +155,9 @@ def bench(
     pool: flag.Pool = "global",
     context: flag.Context = None,
     threads: flag.Threads = None,
+    serve: flag.Serve = False,
+    concurrency: flag.Concurrency = "1,4,16",
+    requests: flag.Requests = None,
     json: flag.Json = False,
     markdown: flag.Markdown = False,
     quiet: flag.Quiet = False,
@@ -176,6 +179,38 @@ def bench(
         )
     needed = context or prompt_tokens + max_tokens
     count = set_threads(threads)
+    if serve:
+        if stock or cold:
+            raise ValueError("--stock and --cold are of single requests: leave them out with --serve.")
+        from prophet_moe.cli.bench_serve import SYSTEMS, available, bench_serve, concurrencies, domain_prompts
+
+        at_once = concurrencies(concurrency)
+        bench_serve(
+            Wish(
+                model,
+                budget,
+                slots,
+                exact=exact,
+                pool=pool,
+                threads=count,
+                context=needed,
+                quiet=True,
+                predictor=predictor,
+                sequences=at_once[-1],
+                backend=backend,
+                device_budget=device_budget,
+            ),
+            info,
+            available(SYSTEMS if systems == "auto" else names, info, predictor),
+            at_once,
+            prompts=domain_prompts(info, requests or 2 * at_once[-1], prompt_tokens),
+            max_tokens=max_tokens,
+            repeat=repeat,
+            json=json,
+            markdown=markdown,
+            quiet=quiet,
+        )
+        return
     fed = fixed_tokens(prompt_tokens + max_tokens, info.vocab_size, end_tokens(info))
     prompt, forced = fed[:prompt_tokens], fed[prompt_tokens:]
     order = schedule([*names, STOCK] if stock else names, repeat)

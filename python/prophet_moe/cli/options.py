@@ -100,6 +100,16 @@ Stock = Annotated[
 ]
 Repeat = Annotated[int, _flag("--repeat", min=1, metavar="R", text="Rounds of all systems.")]
 Cold = Annotated[bool, _flag("--cold", text="Drop the model's files from the page cache before each run.")]
+Serve = Annotated[
+    bool, _flag("--serve", text="Requests side by side instead: continuous batching, domains mixed.")
+]
+Concurrency = Annotated[
+    str, _flag("--concurrency", metavar="A,B", text="With --serve: requests that live at once.")
+]
+Requests = Annotated[
+    int | None,
+    _flag("--requests", min=1, metavar="N", text="With --serve: requests. Default: twice the concurrency."),
+]
 Measure = Annotated[
     bool,
     _flag("--measure/--no-measure", text="Read the checkpoint's file and memory for half a second each."),

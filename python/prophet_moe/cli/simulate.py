@@ -60,6 +60,21 @@ def serving_row(line: Line) -> list[str]:
     ]
 
 
+def break_even(lines: Sequence[Line], machine: str) -> list[str]:
+    """Where caching stops paying, for each number of slots of requests side by side."""
+    from prophet_moe.break_even import Point, verdicts
+
+    said = []
+    for size in dict.fromkeys(line["slots"] for line in lines if line["serving"]):
+        points = [
+            Point(line["system"], line["serving"]["concurrency"], line["tpot_ms"]["mean"])
+            for line in lines
+            if line["slots"] == size and line["link_scale"] == 1 and not line["options"]
+        ]
+        said += verdicts(points, f"at {size} of slots on {machine}, simulated,")
+    return said
+
+
 def row(line: Line) -> list[str]:
     """One line of results for people, as HEADINGS."""
     tpot, hits, asked = line["tpot_ms"], line["hits"], line["accesses"] or 1
@@ -226,5 +241,7 @@ def simulate(
     if not json:
         title = f"{geometry.name} ({geometry.weights}) on {card.name}, simulated"
         show([lines[cell.key] for cell in cells], title)
+        for sentence in break_even([lines[cell.key] for cell in cells], card.name):
+            data().print(sentence, markup=False, soft_wrap=True)
     if out is not None and not quiet:
         log().print(f"next: prophet report {out} -o report.html", markup=False)
