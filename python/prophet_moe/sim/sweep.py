@@ -107,6 +107,17 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     return cells, missing
 
 
+def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path | None) -> int | None:
+    """How many of the sequences the predictor has learned from or was chosen on."""
+    if predictor is None:
+        return None
+    from prophet_moe.predict.export import read
+    from prophet_moe.predict.held_out import seen
+
+    training = read(predictor)[2]["training"]
+    return len(seen(trace, range(trace.sequences) if sequences is None else sequences, training))
+
+
 def _left_out(sweep: Sweep, name: str, *given: Any) -> str | None:
     if sweep.concurrency and system_named(name).emulated:
         return f"{name} emulates a predictor for one sequence at a time"
@@ -123,17 +134,6 @@ def _check_serving(sweep: Sweep) -> None:
         )
     if sweep.prompt_tokens and not sweep.concurrency:
         raise InvalidArgument("--prompt-tokens is of requests side by side: give --concurrency as well.")
-
-
-def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path | None) -> int | None:
-    """How many of the sequences the predictor has learned from or was chosen on."""
-    if predictor is None:
-        return None
-    from prophet_moe.predict.export import read
-    from prophet_moe.predict.held_out import seen
-
-    training = read(predictor)[2]["training"]
-    return len(seen(trace, range(trace.sequences) if sequences is None else sequences, training))
 
 
 def _options(sweep: Sweep, system: System) -> list[tuple[tuple[str, Option], ...]]:
