@@ -139,12 +139,12 @@ TEST_F(EmulatedRuntime, AnEventOrdersTwoStreams) {
 TEST_F(EmulatedRuntime, TheUrgentStreamGoesFirstAndWaitsForOneCopyOnly) {
   machine({{"GBPS", "0.05"}});  // a copy takes about 5 ms
   void *low = stream(5), *high = stream(0);
-  unsigned char *there = device(), *from = pinned(1);
+  unsigned char *there = device(), *elsewhere = device(), *from = pinned(1);
   void *low_done = event(true), *high_done = event(true);
   for (int i = 0; i < 8; ++i) ASSERT_EQ(up(there, from, low), 0);
   ASSERT_EQ(api().event_record(low_done, low), 0);
   const auto begin = Clock::now();
-  ASSERT_EQ(up(there, from, high), 0);
+  ASSERT_EQ(up(elsewhere, from, high), 0);
   ASSERT_EQ(api().event_record(high_done, high), 0);
   ASSERT_EQ(api().event_synchronize(high_done), 0);
   const double urgent = seconds_since(begin);
