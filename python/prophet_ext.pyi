@@ -46,7 +46,8 @@ class Engine:
         predictor: Predictor | None = None,
         # Forecasts of next use for the policy; every engine makes its own copy.
         prefetch: dict[str, int | float | str] | None = None,
-        # What to bring early by its forecasts: first, last (layers ahead), least (probability), per_layer,
+        # What to bring early by its forecasts: first, last (layers ahead), least (probability), staging
+        # (probability from which the host pool of a device gets them), per_layer,
         # order (confidence | deadline | proximity), discount, fill. None: nothing.
         planes: bool = False,
         # The arena as [slots, ...] arrays, one for each piece, in place of one slot after the other.

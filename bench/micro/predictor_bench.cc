@@ -5,7 +5,8 @@
 //                                 layers ahead with pair terms. Predictors take turns, token by
 //                                 token, until their weights fill that many MiB; 0: one alone,
 //                                 which the last cache holds if it is small.
-//   Named/NAME/L x E top-K        those that need no training, and no hidden state.
+//   Joint/L x E top-K rank R/H    such a bank alone, joined by next-gate over hidden states of
+//   width H. Named/NAME/L x E top-K        those that need no training, and no hidden state.
 //
 // Time is that of one token, all layers of it: observe, next_use and forecast in each. Counters are
 // medians, in microseconds: of each of the three, and `step_us` of the whole.
@@ -20,6 +21,7 @@
 
 #include "kernels/expert_ffn.h"
 #include "predict/bank_predictor.h"
+#include "predict/joint_predictor.h"
 #include "predict/predictor_registry.h"
 
 namespace prophet {
@@ -115,6 +117,7 @@ void run(benchmark::State& state, const Geometry& g,
   const auto routes = make_routes(g, kTokens);
   const std::vector<float> gates(std::size_t(g.top_k), 1.0f / float(g.top_k));
   std::vector<float> gaps(std::size_t(g.experts_per_layer));
+  const std::vector<float> hidden = floats(std::size_t(predictors.front()->hidden_width()), 0.5f);
   std::vector<Forecast> out;
   std::vector<double> times[4];
   std::size_t token = 0;
@@ -124,7 +127,8 @@ void run(benchmark::State& state, const Geometry& g,
       const std::size_t at =
           (token % kTokens * std::size_t(g.layers) + std::size_t(layer)) * std::size_t(g.top_k);
       const auto begin = Clock::now();
-      predictor.observe({layer, 1, g.top_k, routes.data() + at, gates.data(), nullptr});
+      predictor.observe({layer, 1, g.top_k, routes.data() + at, gates.data(),
+                         hidden.empty() ? nullptr : hidden.data()});
       const auto observed = Clock::now();
       predictor.next_use(layer, gaps);
       const auto scored = Clock::now();
@@ -155,6 +159,20 @@ void bank(benchmark::State& state, const Sizes& sizes, std::size_t mib) {
   run(state, sizes.geometry, predictors);
 }
 
+void joint(benchmark::State& state, const Sizes& sizes, std::int32_t width) {
+  const Geometry& g = sizes.geometry;
+  PredictorInputs inputs;
+  inputs.hidden = width;
+  inputs.router = floats(std::size_t(g.total()) * std::size_t(width), 0);
+  for (std::size_t i = 0; i < inputs.router.size(); ++i) {
+    inputs.router[i] = float(i * 2654435761u % 1000) / 1000 - 0.5f;
+  }
+  std::vector<std::unique_ptr<Predictor>> predictors;
+  predictors.push_back(std::make_unique<JointPredictor>(g, make_bank(sizes),
+                                                        make_predictor("next-gate", g, inputs)));
+  run(state, g, predictors);
+}
+
 void named(benchmark::State& state, const std::string& name, const Geometry& g) {
   std::vector<std::unique_ptr<Predictor>> predictors;
   predictors.push_back(make_predictor(name, g));
@@ -177,6 +195,14 @@ const int kRegistered = [] {
           ->Unit(benchmark::kMicrosecond)
           ->MinTime(0.4);
     }
+  }
+  for (const auto& [sizes, width] :
+       {std::pair{Sizes{small, 256}, 192}, std::pair{Sizes{middle, 256}, 2048}}) {
+    const std::string name = "Joint/" + words(sizes.geometry) + " rank " +
+                             std::to_string(sizes.rank) + "/" + std::to_string(width);
+    benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& s) { joint(s, sizes, width); })
+        ->Unit(benchmark::kMicrosecond)
+        ->MinTime(0.4);
   }
   for (const Geometry& g : {small, middle, large}) {
     for (const char* kind : {"popularity", "previous-token", "markov"}) {

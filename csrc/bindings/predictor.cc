@@ -12,6 +12,7 @@
 
 #include "bindings/parts.h"
 #include "core/error.h"
+#include "predict/joint_predictor.h"
 #include "predict/narrow_predictor.h"
 #include "predict/predictor_registry.h"
 
@@ -128,7 +129,8 @@ std::shared_ptr<PyPredictor> make_by_name(const std::string& name, std::int32_t 
                                           std::int32_t experts_per_layer, std::int32_t top_k,
                                           const std::optional<py::array>& router,
                                           const std::optional<Floats>& router_bias,
-                                          const std::optional<Floats>& norm) {
+                                          const std::optional<Floats>& norm,
+                                          std::int32_t horizons) {
   PredictorInputs inputs;
   if (router) {
     if (router->ndim() != 3 || router->shape(0) != layers ||
@@ -147,6 +149,7 @@ std::shared_ptr<PyPredictor> make_by_name(const std::string& name, std::int32_t 
   }
   inputs.router_bias = take_floats("router_bias", router_bias, {layers, experts_per_layer});
   inputs.norm = take_floats("norm", norm, {layers, inputs.hidden});
+  inputs.horizons = horizons;
   const Geometry geometry{layers, experts_per_layer, top_k};
   const auto shared = std::make_shared<const PredictorInputs>(std::move(inputs));
   return std::make_shared<PyPredictor>(geometry,
@@ -174,6 +177,16 @@ void register_predictor(py::module_& m) {
             });
           },
           py::arg("most"))
+      .def(
+          "joined",
+          [](const std::shared_ptr<PyPredictor>& self, const std::shared_ptr<PyPredictor>& other) {
+            require_same(self->geometry(), other->geometry());
+            return std::make_shared<PyPredictor>(self->geometry(), [self, other] {
+              return std::make_unique<JointPredictor>(self->geometry(), self->make(),
+                                                      other->make());
+            });
+          },
+          py::arg("other"))
       .def("reset", [](PyPredictor& self) { self.own().reset(); })
       .def("observe", &observe, py::arg("layer"), py::arg("experts"),
            py::arg("weights") = std::nullopt, py::arg("hidden") = std::nullopt)
@@ -181,7 +194,8 @@ void register_predictor(py::module_& m) {
       .def("forecast", &forecast, py::arg("layer"));
   m.def("make_predictor", &make_by_name, py::arg("name"), py::kw_only(), py::arg("layers"),
         py::arg("experts_per_layer"), py::arg("top_k"), py::arg("router") = std::nullopt,
-        py::arg("router_bias") = std::nullopt, py::arg("norm") = std::nullopt);
+        py::arg("router_bias") = std::nullopt, py::arg("norm") = std::nullopt,
+        py::arg("horizons") = 3);
   m.def("predictor_names", &predictor_names);
 
   py::class_<PyBank, PyPredictor, std::shared_ptr<PyBank>>(m, "BankPredictor")

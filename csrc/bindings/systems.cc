@@ -23,6 +23,7 @@ py::dict to_dict(const Recipe& recipe) {
   out["trained"] = recipe.needs.trained;
   out["hidden"] = recipe.needs.hidden;
   out["router"] = recipe.needs.router;
+  out["gates"] = recipe.needs.gates;
   out["future"] = recipe.needs.future;
   out["absent"] = recipe.needs.absent;
   out["policy"] = recipe.policy;

@@ -7,6 +7,7 @@
 // something else by then lose their confidence.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "kernels/predictor_math.h"
@@ -37,7 +38,7 @@ void require(const char* name, const std::vector<T>& numbers, std::size_t size, 
 class NextGate final : public OnlinePredictor {
  public:
   NextGate(const Geometry& geometry, const PredictorInputs& inputs)
-      : OnlinePredictor(geometry),
+      : OnlinePredictor(geometry, std::clamp(inputs.horizons, 1, kHorizons)),
         hidden_width_(inputs.hidden),
         columns_(pad_to_lanes(std::size_t(std::max(inputs.hidden, 0)))),
         lanes_(pad_to_lanes(experts())),
@@ -152,18 +153,22 @@ class NextGate final : public OnlinePredictor {
     return true;
   }
 
-  // p = sigmoid(logits - threshold) with the sum top-k; false when logits are no numbers.
-  bool spread(std::span<float> p) const {
+  // p = sigmoid(logits - threshold) with the sum top-k; false when logits are no numbers. With the
+  // exponentials taken once, p = e / (e + exp(threshold)).
+  bool spread(std::span<float> p) {
     const auto end = logits_.begin() + std::ptrdiff_t(p.size());
     if (!std::all_of(logits_.begin(), end, [](float v) { return std::isfinite(v); })) return false;
     const auto [least, most] = std::minmax_element(logits_.begin(), end);
     // Chances of all are below, and above, top-k / experts at these two.
-    float low = *least - 20, high = *most + 20;
+    float low = *least - *most - 20, high = 20;
+    const float top = *most;
+    for (std::size_t i = 0; i < p.size(); ++i) logits_[i] = std::exp(logits_[i] - top);
     for (int step = 0; step < 24; ++step) {
       const float middle = low + (high - low) / 2;
+      const float threshold = std::max(std::exp(middle), std::numeric_limits<float>::min());
       float sum = 0;
       for (std::size_t i = 0; i < p.size(); ++i) {
-        p[i] = 1 / (1 + std::exp(middle - logits_[i]));
+        p[i] = logits_[i] / (logits_[i] + threshold);
         sum += p[i];
       }
       (sum > float(geometry_.top_k) ? low : high) = middle;

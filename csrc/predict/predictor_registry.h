@@ -16,7 +16,8 @@ struct PredictorInputs {
   std::vector<float> router;              // [L, E, H], or
   std::vector<std::uint16_t> router_f16;  // the same in float16, which wins when both are given
   std::vector<float> router_bias;         // [L, E], or empty
-  std::vector<float> norm;  // [L, H] weights of the norms before the routers, or empty
+  std::vector<float> norm;    // [L, H] weights of the norms before the routers, or empty
+  std::int32_t horizons = 3;  // next-gate: layers ahead at most, 1 to 3; each reads a router
 };
 
 // "popularity", "previous-token", "markov", "activation-matrix" (of MoE-Infinity), "expert-map" (of

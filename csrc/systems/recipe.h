@@ -22,6 +22,7 @@ struct Needs {
   bool trained = false;  // a file
   bool hidden = false;   // what routers read, of a model or in the trace
   bool router = false;   // the routers' weights
+  bool gates = false;    // does better with hidden states and the routers' weights, where they are
   bool future = false;   // only a replay has it
   // Not empty: what this release cannot give it at all, ending a sentence "NAME needs ...".
   std::string_view absent = "";

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prophet_ext import Predictor
 
 PROPHET = "prophet"
+GATES_AHEAD = 3  # routers applied to one layer's hidden state
+SMALL_ROUTER = 1 << 16  # weights; of a larger one only the next layer's is worth its reading
 _SURE_AND_SOON = {"last": 3, "least": 0.9}  # docs/foresight.md, "On real bytes"
 
 PolicyFactory = Callable[[int, int, int], object]
@@ -35,6 +37,7 @@ class System:
     trained: bool
     hidden: bool
     router: bool
+    gates: bool
     future: bool
     absent: str
     policy: str | PolicyFactory
@@ -125,7 +128,8 @@ def make_predictor(
     """The system's predictor; None where it has none, or a replay emulates it.
 
     share: of experts that fast memory holds. file: where the system is trained. routers: the keyword
-    arguments of prophet_ext.make_predictor, where it reads the routers' weights. Raises InvalidArgument,
+    arguments of prophet_ext.make_predictor, where it reads the routers' weights or does better with them.
+    Raises InvalidArgument,
     PredictorError: something it needs is not there, or belongs to another geometry.
     """
     if not system.predictor or system.emulated:
@@ -154,4 +158,22 @@ def make_predictor(
             top_k=top_k,
             **dict(routers or {}),  # type: ignore[arg-type]
         )
+    if system.gates and routers is not None:
+        made = _with_gates(made, routers)
     return made.narrowed(top_k + system.widen) if system.widen >= 0 else made
+
+
+def _with_gates(made: Predictor, routers: Mapping[str, NDArray[np.generic]]) -> Predictor:
+    """Joined with next-gate; as it is where it reads hidden states of another model."""
+    _, experts, width = routers["router"].shape
+    if made.hidden_width not in (0, width):
+        return made
+    gate = prophet_ext.make_predictor(
+        "next-gate",
+        layers=made.layers,
+        experts_per_layer=made.experts_per_layer,
+        top_k=made.top_k,
+        horizons=GATES_AHEAD if experts * width <= SMALL_ROUTER else 1,
+        **dict(routers),  # type: ignore[arg-type]
+    )
+    return made.joined(gate)

@@ -1,33 +1,28 @@
 """`load`: a working transformers model whose experts stay on disk until the router asks for them."""
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from transformers import GenerationConfig
 
 from prophet_ext import Engine
 from prophet_moe import machine
 from prophet_moe.budget import MemoryPlan, plan_memory
 from prophet_moe.device_budget import host_pool, plan_device
-from prophet_moe.errors import BudgetError, CheckpointError, InvalidArgument
+from prophet_moe.errors import BudgetError, InvalidArgument
 from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
-from prophet_moe.models.checkpoint import TensorReader
-from prophet_moe.models.experts import IMPLEMENTATION, LAYER, NATIVE_DTYPES, MoeLayer, native_rows
+from prophet_moe.models.experts import LAYER, NATIVE_DTYPES, MoeLayer, native_rows
 from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
-from prophet_moe.models.parallel import Ranks, agreed, join, require_divided, require_plan, without_advice
+from prophet_moe.models.parallel import Ranks, agreed, join, planned, require_divided
 from prophet_moe.models.placement import Placement, place
-from prophet_moe.models.stubs import parameterless
+from prophet_moe.models.resident import Progress, load_resident
 from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
 from prophet_moe.systems import PROPHET, System, make_predictor, require_runnable
 
@@ -44,10 +39,6 @@ _DTYPE_NAMES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-
-_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"  # an environment variable of transformers
-
-Progress = Callable[[int, int], None]  # (bytes read so far, bytes to read)
 
 
 def load(
@@ -116,9 +107,8 @@ def load(
         blueprint = make_blueprint(model, dtype=_dtype(dtype))
         info, table = blueprint.info, blueprint.index.table
         if ranks is not None:
-            require_plan(blueprint, ranks)
             mine = ranks.experts(info.experts_per_layer)
-            info, table = ranks.own(info), table[:, mine.start : mine.stop]
+            info, table = planned(blueprint, ranks), table[:, mine.start : mine.stop]
         tokens = context or min(DEFAULT_CONTEXT, info.max_context or DEFAULT_CONTEXT)
         bound_library_memory()
         memory = machine.memory if ranks is None else ranks.memory
@@ -154,7 +144,7 @@ def load(
         )
     try:
         with agreed(ranks):
-            loaded, read = _load_resident(blueprint, progress, ranks, as_mapped=exact)
+            loaded, read = load_resident(blueprint, progress, ranks, as_mapped=exact)
             loaded.to(placement.torch)
             # Even without gradients torch multiplies in another way when a weight could have one.
             loaded.requires_grad_(exact)
@@ -264,13 +254,8 @@ def _predictor(
                 "or choose another system."
             )
     routers = None
-    if system.router:
-        from prophet_moe.predict.next_gate import router_weights
-
-        whole = blueprint.info.experts_per_layer
-        weights = router_weights(info.directory, info.layers, whole, info.hidden)
-        mine = range(whole) if ranks is None else ranks.experts(whole)
-        routers = {"router": np.ascontiguousarray(weights[:, mine.start : mine.stop])}
+    if system.router or system.gates:
+        routers = _routers(system, blueprint, info, ranks)
     return make_predictor(
         system,
         layers=info.layers,
@@ -280,6 +265,24 @@ def _predictor(
         file=file,
         routers=routers,
     )
+
+
+def _routers(
+    system: System, blueprint: Blueprint, info: ModelInfo, ranks: Ranks | None
+) -> dict[str, NDArray[np.generic]] | None:
+    """The routers' weights, of this rank's experts; None where they are not found and the system can do
+    without. Raises InvalidArgument."""
+    from prophet_moe.predict.next_gate import router_weights
+
+    whole = blueprint.info.experts_per_layer
+    try:
+        weights = router_weights(info.directory, info.layers, whole, info.hidden)
+    except InvalidArgument:
+        if system.router:
+            raise
+        return None
+    mine = range(whole) if ranks is None else ranks.experts(whole)
+    return {"router": np.ascontiguousarray(weights[:, mine.start : mine.stop])}
 
 
 def _shipped(info: ModelInfo) -> Path | None:
@@ -296,89 +299,6 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if found not in NATIVE_DTYPES:
         raise InvalidArgument(f"dtype is float32, float16 or bfloat16, not {dtype!r}.")
     return found
-
-
-@dataclass(frozen=True)
-class _Unread:
-    """A tensor that is read when the library takes it: to its loader, a slice of a safetensors file."""
-
-    key: str
-    shape: tuple[int, ...]
-    read: Callable[[str], torch.Tensor]
-
-    def get_shape(self) -> list[int]:
-        return list(self.shape)
-
-    def __getitem__(self, place: Any) -> torch.Tensor:
-        whole = self.read(self.key)
-        part = whole[place]
-        # A rank's part must not keep the whole alive.
-        return whole if part.numel() == whole.numel() else part.clone()
-
-
-def _load_resident(
-    blueprint: Blueprint, progress: Progress | None, ranks: Ranks | None, *, as_mapped: bool
-) -> tuple[Any, int]:
-    """The model with every weight but the experts', and the bytes read for it."""
-    info, checkpoint, index = blueprint.info, blueprint.checkpoint, blueprint.index
-    total = sum(checkpoint.tensors[key].bytes for key in index.resident)
-    failures: list[Exception] = []
-    parts = 1 if ranks is None else ranks.parts
-    divided = {} if ranks is None else {"distributed_config": ranks.config}
-    with (
-        TensorReader(checkpoint) as reader,
-        parameterless(blueprint.experts_classes, parts),
-        _one_by_one(),
-        without_advice(ranks),
-    ):
-
-        def read(key: str) -> torch.Tensor:
-            try:
-                tensor = reader.read(key, as_mapped=as_mapped)
-                if progress is not None:
-                    progress(reader.bytes_read, total)
-            except Exception as error:  # the library would go on without this tensor
-                failures.append(error)
-                raise
-            return tensor
-
-        # The concrete class: the auto class refuses to do without a path.
-        model, notes = blueprint.model_class.from_pretrained(
-            None,
-            config=info.config,
-            state_dict={key: _Unread(key, checkpoint.tensors[key].shape, read) for key in index.resident},
-            dtype=info.dtype,
-            experts_implementation=IMPLEMENTATION,
-            output_loading_info=True,
-            **divided,
-        )
-        read_bytes = reader.bytes_read
-    if failures:
-        raise failures[0]
-    absent = sorted(notes["missing_keys"])
-    if absent:
-        raise CheckpointError(
-            f"{info.directory} lacks {len(absent)} of the model's tensors, such as {absent[0]!r}: "
-            "files are missing, or config.json belongs to another model."
-        )
-    wrong = sorted(map(str, notes["mismatched_keys"])) + sorted(map(str, notes.get("error_msgs") or ()))
-    if wrong:
-        raise CheckpointError(
-            f"{info.directory}: tensors do not fit the model ({wrong[0]}): config and weights belong to "
-            "different models."
-        )
-    model.config._name_or_path = str(info.directory)
-    if (info.directory / "generation_config.json").is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(info.directory)
-        except Exception as error:  # whatever the library meets in it
-            raise CheckpointError(
-                f"{info.directory / 'generation_config.json'} is not readable ({error}); get the file "
-                "again, or remove it."
-            ) from error
-    # A missing expert needs the host in the middle of a layer: no captured graph can hold that.
-    model.generation_config.disable_compile = True
-    return model.eval(), read_bytes
 
 
 def _bind(
@@ -470,21 +390,3 @@ def _arena(engine: Engine) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(engine.arena(), dtype=torch.uint8)
-
-
-@contextlib.contextmanager
-def _one_by_one() -> Iterator[None]:
-    """Without transformers' progress bar, ours tells more, and without its threads: they would read
-    ahead of the casts, and hold weights twice."""
-    bar, threads = transformers.utils.logging.is_progress_bar_enabled(), os.environ.get(_NO_THREADS)
-    transformers.utils.logging.disable_progress_bar()
-    os.environ[_NO_THREADS] = "1"
-    try:
-        yield
-    finally:
-        if bar:
-            transformers.utils.logging.enable_progress_bar()
-        if threads is None:
-            del os.environ[_NO_THREADS]
-        else:
-            os.environ[_NO_THREADS] = threads

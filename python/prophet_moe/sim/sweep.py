@@ -97,7 +97,7 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
                 predictor=None if file is None else str(file),
                 predictor_print=None if file is None else fingerprint(file),
                 predictor_seen=seen if name == PROPHET else None,
-                routers=str(sweep.routers) if sweep.routers and system.router else None,
+                routers=str(sweep.routers) if sweep.routers and _reads_routers(system, trace) else None,
                 options=options,
                 concurrency=concurrency,
                 seed=sweep.seed,
@@ -105,6 +105,10 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
             )
             cells.append(cell)
     return cells, missing
+
+
+def _reads_routers(system: System, trace: TraceReader) -> bool:
+    return system.router or (system.gates and trace.has("gate_input"))
 
 
 def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path | None) -> int | None:

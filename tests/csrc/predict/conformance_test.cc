@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -14,6 +15,7 @@
 
 #include "core/error.h"
 #include "predict/bank_predictor.h"
+#include "predict/joint_predictor.h"
 #include "predict/layer_mlp.h"
 #include "predict/narrow_predictor.h"
 #include "predict/predictor_registry.h"
@@ -75,6 +77,11 @@ const std::vector<Enrolled> kEnrolled = {
     {"markov",  // narrowed
      [] { return std::make_unique<NarrowPredictor>(make_predictor("markov", kGeometry), kTopK); }},
     {"next-gate", [] { return make_predictor("next-gate", kGeometry, routers()); }},
+    {"bank+next-gate",
+     [] {
+       return std::make_unique<JointPredictor>(kGeometry, make_bank(),
+                                               make_predictor("next-gate", kGeometry, routers()));
+     }},
 };
 
 struct Turn {
@@ -274,7 +281,9 @@ TEST_P(PredictorConformance, TakesAPromptOfThousandsOfTokens) {
 INSTANTIATE_TEST_SUITE_P(Every, PredictorConformance, ::testing::ValuesIn(kEnrolled),
                          [](const auto& info) {
                            std::string name = info.param.name;
-                           std::replace(name.begin(), name.end(), '-', '_');
+                           std::replace_if(
+                               name.begin(), name.end(),
+                               [](char c) { return std::isalnum(c) == 0; }, '_');
                            return name + "_" + std::to_string(info.index);
                          });
 

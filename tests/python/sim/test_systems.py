@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 import prophet_ext
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import TraceReader, TraceWriter
+from prophet_moe.predict.shipped import find
 from prophet_moe.sim.cell import INSTANT, run_cell
 from prophet_moe.sim.geometry import Geometry, read_geometry
 from prophet_moe.sim.machine import Machine
@@ -138,6 +139,17 @@ def test_predictors_are_made_or_refused_by_name() -> None:
         else:
             made = make_predictor(system, **shape)  # type: ignore[arg-type]
             assert (made is None) == (not system.predictor or system.emulated)
+
+
+def test_prophet_asks_the_next_routers_too_where_it_can() -> None:
+    prophet, file = SYSTEMS["prophet"], find("reference-moe")
+    shape = {"layers": 12, "experts_per_layer": 32, "top_k": 4, "share": 0.25, "file": file}
+    weights = np.random.default_rng(0).normal(size=(12, 32, 192)).astype(np.float32)
+    alone = make_predictor(prophet, **shape)  # type: ignore[arg-type]
+    both = make_predictor(prophet, **shape, routers={"router": weights})  # type: ignore[arg-type]
+    of_another = np.ascontiguousarray(weights[:, :, :100])
+    other = make_predictor(prophet, **shape, routers={"router": of_another})  # type: ignore[arg-type]
+    assert [one.name for one in (alone, both, other) if one] == ["bank", "bank+next-gate", "bank"]
 
 
 def lines_of(trace: TraceReader, slots: str, **changes: Any) -> dict[str, dict[str, Any]]:
