@@ -44,6 +44,14 @@ def test_as_few_slots_as_one_token_needs(prophet: Ask, tiny: Path, stock: Run) -
     assert least.report["system"] == "lru"
 
 
+def test_early_reads_that_are_used_late_or_in_vain(prophet: Ask, tiny: Path, stock: Run) -> None:
+    prophet(SLOTS="50%", SYSTEM="moe-infinity")
+    early = run(tiny)
+    assert early.said == stock.said
+    assert early.report is not None
+    assert sum(bytes for kind, bytes in early.report["bytes"].items() if kind != "demand") > 0
+
+
 def test_the_reference_model_with_its_predictor(prophet: Ask) -> None:
     reference = Path(prophet_moe.__file__).parent / "assets" / "reference-moe"
     plain = run(reference, tokens=16)
