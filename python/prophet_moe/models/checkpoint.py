@@ -254,10 +254,11 @@ class TensorReader:
         self._files: dict[int, int] = {}
         self.bytes_read = 0
 
-    def read(self, name: str, *, as_mapped: bool = False) -> torch.Tensor:
+    def read(self, name: str, *, as_mapped: bool = False, rows: range | None = None) -> torch.Tensor:
         """The tensor as the file holds it. Raises CheckpointError when bytes cannot be had.
 
-        as_mapped: it begins as far past a cache line as in the file, as if the file were mapped.
+        as_mapped: it begins as far past a cache line as in the file, as if the file were mapped. rows:
+        consecutive ones of its first dimension, and no byte of others; None: all.
         """
         place = self._checkpoint.tensors[name]
         dtype = TORCH_DTYPES.get(place.dtype)
@@ -266,6 +267,12 @@ class TensorReader:
                 f"{self._checkpoint.file_of(name)}: tensor {name!r} has element type {place.dtype}, which "
                 "this release "
                 "does not read; use an unquantised checkpoint of the model."
+            )
+        if rows is not None:
+            row = place.bytes // place.shape[0]
+            shape = (len(rows), *place.shape[1:])
+            place = TensorPlace(
+                place.file, place.offset + rows.start * row, len(rows) * row, place.dtype, shape
             )
         buffer = empty_at(
             place.offset if as_mapped and place.offset % dtype.itemsize == 0 else 0, place.bytes

@@ -25,6 +25,7 @@ from prophet_moe.models.families import build_on_meta
 from prophet_moe.models.inspect import Blueprint, ModelInfo
 
 DISPATCH = "ep_dispatch_experts"  # transformers' name of the rule that brings tokens to experts
+_DIVIDING = ("colwise", "rowwise", "packed_", "embedding_")  # rules that leave a part to each rank
 _PATIENCE = timedelta(hours=2)  # of one rank for another; a dead one is noticed at once
 
 
@@ -138,13 +139,17 @@ def _config(wanted: Any) -> Any:
     return wanted
 
 
-def require_plan(blueprint: Blueprint, ranks: Ranks) -> None:
-    """Raises UnsupportedModelError where transformers has no plan that reaches every experts module."""
+def planned(blueprint: Blueprint, ranks: Ranks) -> ModelInfo:
+    """The model as this rank has it: its experts, and its part of the dense weights.
+
+    Raises UnsupportedModelError where transformers has no plan that reaches every experts module;
+    InvalidArgument: no even parts.
+    """
     info = blueprint.info
     skeleton = build_on_meta(info.config, info.dtype)
     plans = {
-        "expert-parallel": dict(skeleton.ep_plan or {}) | (ranks.config.ep_plan or {}),
-        "tensor-parallel": dict(skeleton.tp_plan or {}),
+        "expert-parallel": dict(skeleton.ep_plan or {}) | _named(ranks.config.ep_plan),
+        "tensor-parallel": dict(skeleton.tp_plan or {}) | _named(ranks.config.tp_plan),
     }
     reached = {pattern for pattern, rule in plans["expert-parallel"].items() if rule == DISPATCH}
     left_out = [name for name in blueprint.index.modules if not _matches(name, reached)]
@@ -157,10 +162,39 @@ def require_plan(blueprint: Blueprint, ranks: Ranks) -> None:
                 f"transformers {transformers.__version__} has no {kind} plan for {info.family}: run it in "
                 "one process."
             )
+    dense = info.dense_bytes - _held_by_others(skeleton, plans["tensor-parallel"], blueprint, ranks)
+    return dataclasses.replace(ranks.own(info), dense_bytes=dense)
+
+
+def _named(plan: Any) -> dict[str, str]:
+    """The rules that the user has named; "auto" and None name none."""
+    return dict(plan) if isinstance(plan, dict) else {}
+
+
+def _held_by_others(skeleton: Any, plan: dict[str, str], blueprint: Blueprint, ranks: Ranks) -> int:
+    """Bytes of dense weights that tensor parallelism leaves to other ranks; at least so many.
+
+    FSDP's parts are put together again for each layer and count as whole.
+    """
+    over, bytes_of = ranks.config.tp_size, blueprint.info.dtype.itemsize
+    saved = 0
+    for name, parameter in skeleton.named_parameters() if over > 1 else ():
+        module = name.rpartition(".")[0]
+        rule = plan.get(_general(name)) or plan.get(_general(module)) or ""
+        if module in blueprint.index.modules or parameter.dim() < 2 or not rule.startswith(_DIVIDING):
+            continue
+        largest = max(-(-size // over) / size for size in parameter.shape)  # of uneven parts
+        saved += int(parameter.numel() * bytes_of * (1 - largest))
+    return saved
 
 
 def _matches(name: str, patterns: set[str]) -> bool:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name) in patterns or name in patterns
+    return _general(name) in patterns or name in patterns
+
+
+def _general(name: str) -> str:
+    """As plans write it: model.layers.*.mlp."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 def require_divided(modules: list[Any], ranks: Ranks, own: int) -> None:

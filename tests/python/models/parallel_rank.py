@@ -68,6 +68,10 @@ def main(folder: Path, families: list[str]) -> None:
     model = prophet_moe.load(folder / f"rank{rank}", expert_parallel=2, **plain)
     said["tensor"] = decoded(model)
     said["batch"] = batched(model)
+    offload = offload_of(model)
+    local = (p.to_local() if hasattr(p, "to_local") else p for p in model.parameters())
+    said["dense_bytes"] = [sum(p.nbytes for p in local), offload.info.dense_bytes]
+    said["dense_read"] = offload.dense_bytes_read
     trace = record(model, [Prompt("d", "p")], PROMPTS[:1], folder / f"{rank}.safetensors", name="m", tokens=4)
     said["trace_experts"] = trace.experts_per_layer
     prophet_moe.close(model)

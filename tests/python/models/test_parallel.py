@@ -24,9 +24,11 @@ from tiny_models import build
 import prophet_moe
 from prophet_moe import machine
 from prophet_moe.errors import InvalidArgument, UnsupportedModelError
+from prophet_moe.models.checkpoint import TensorReader, open_checkpoint
 from prophet_moe.models.inspect import inspect, make_blueprint
 from prophet_moe.models.locate import locate
-from prophet_moe.models.parallel import Ranks, join, require_divided, require_plan, share_of
+from prophet_moe.models.parallel import Ranks, join, planned, require_divided, share_of
+from prophet_moe.models.resident import Unread
 from prophet_moe.record import Prompt, record
 
 RANK = Path(__file__).with_name("parallel_rank.py")
@@ -151,6 +153,15 @@ def test_bytes_read_are_a_share(ranks: list[dict[str, Any]], alone: dict[str, An
     assert moved == pytest.approx(whole["bytes"]["demand"], rel=0.15)
 
 
+def test_the_account_knows_what_a_rank_holds(ranks: list[dict[str, Any]]) -> None:
+    """Dense weights: never less than there are, and not much more."""
+    whole = inspect("reference-moe", dtype=torch.float32).dense_bytes
+    for rank in ranks:
+        held, told = rank["dense_bytes"]
+        assert 0.5 * whole <= held <= told <= 1.01 * held
+        assert rank["dense_read"] <= 0.7 * whole / 2, "half of a checkpoint in bfloat16, and some whole"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(
     ranks: list[dict[str, Any]],
@@ -215,7 +226,7 @@ def test_layouts_without_divided_experts() -> None:
 
 
 def two(**changes: Any) -> Ranks:
-    config = SimpleNamespace(tp_size=2, ep_size=2, ep_plan=None)
+    config = SimpleNamespace(tp_size=2, ep_size=2, ep_plan=None, tp_plan="auto")
     return dataclasses.replace(Ranks(1, 2, 1, 2, 2, config), **changes)
 
 
@@ -240,10 +251,10 @@ def test_parts_are_contiguous_and_complete() -> None:
 def test_families_without_a_plan(tmp_path: Path) -> None:
     build("qwen3_moe").save_pretrained(tmp_path)
     blueprint = make_blueprint(tmp_path)
-    require_plan(blueprint, two())
+    planned(blueprint, two())
     blueprint.info.config.base_model_ep_plan = None
     with pytest.raises(UnsupportedModelError, match="no expert-parallel plan for qwen3_moe"):
-        require_plan(blueprint, two())
+        planned(blueprint, two())
 
 
 def test_a_library_that_divides_nothing_is_told() -> None:
@@ -276,13 +287,24 @@ def test_transformers_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         join(2)
 
 
-def test_a_part_of_a_tensor_does_not_keep_the_whole() -> None:
-    from prophet_moe.models.load import _Unread
-
-    whole = torch.arange(12.0).view(4, 3)
-    tensor = _Unread("k", (4, 3), lambda key: whole)
-    assert tensor.get_shape() == [4, 3]
-    assert tensor[...].data_ptr() == whole.data_ptr()
-    part = tensor[2:, :]
-    assert part.untyped_storage().nbytes() == 6 * 4
-    assert part.tolist() == whole[2:].tolist()
+def test_a_part_of_a_tensor_is_read_and_kept_alone(tmp_path: Path) -> None:
+    """Rows are read alone; columns are cut out of what was read."""
+    whole = torch.arange(1200.0).view(40, 30)
+    save_file({"k": whole}, tmp_path / "model.safetensors")
+    with TensorReader(open_checkpoint(tmp_path)) as reader:
+        tensor = Unread("k", (40, 30), lambda key, rows: reader.read(key, rows=rows))
+        assert tensor.get_shape() == [40, 30]
+        for place, count in (
+            (..., 1200),
+            ((slice(0, 40), slice(0, 30)), 1200),
+            ((slice(20, 40), slice(0, 30)), 600),
+            ((slice(1, 2), slice(0, 30)), 30),
+            ((slice(0, 40), slice(0, 20)), 1200),
+            ((slice(10, 30), slice(10, 30)), 600),
+            ((slice(40, 40), slice(0, 30)), 0),
+        ):
+            before = reader.bytes_read
+            part = tensor[place]
+            assert torch.equal(part, whole[place])
+            assert part.untyped_storage().nbytes() <= part.numel() * 4 + 64
+            assert reader.bytes_read - before == count * 4
