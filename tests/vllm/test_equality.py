@@ -75,6 +75,8 @@ def test_requests_that_come_and_go(prophet: Ask, tiny: Path, stock: Run) -> None
                 llm.llm_engine.add_request(str(number), prompt, sampling(lengths[number]))
             done |= {int(out.request_id): said(out) for out in llm.llm_engine.step() if out.finished}
         report = report_of(llm)
+        layers = llm.llm_engine.vllm_config.__dict__["_prophet_slots"]._layers
+    assert [layer.name.split(".")[2] for layer in layers] == list("0123"), "moved: the order of construction"
     for number, length in enumerate(lengths):
         assert done[number].tokens == stock.said[number].tokens[:length]
     assert report is not None

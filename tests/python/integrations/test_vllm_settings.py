@@ -9,6 +9,7 @@ import pytest
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.integrations import vllm
 from prophet_moe.integrations.vllm.settings import Settings
+from prophet_moe.integrations.vllm.support import require_apart
 
 
 def test_nothing_is_asked_for_without_slots() -> None:
@@ -51,6 +52,14 @@ def test_every_variable_is_read() -> None:
 def test_what_cannot_be_is_refused(given: dict[str, str], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         Settings.from_environment({f"PROPHET_VLLM_{name}": value for name, value in given.items()})
+
+
+def test_records_stay_out_of_the_model(tmp_path: Path) -> None:
+    require_apart(None, str(tmp_path))
+    require_apart(tmp_path / "records", str(tmp_path))
+    require_apart(Path("records"), "org/model")
+    with pytest.raises(InvalidArgument, match="name another one"):
+        require_apart(tmp_path / "records" / "..", str(tmp_path))
 
 
 def test_the_package_is_imported_without_vllm() -> None:

@@ -23,7 +23,7 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import Un
 
 from prophet_moe.integrations.vllm.settings import Settings
 from prophet_moe.integrations.vllm.slots import ExpertSlots, describe
-from prophet_moe.integrations.vllm.support import quantised, require_layer, require_setup
+from prophet_moe.integrations.vllm.support import quantised, require_apart, require_layer, require_setup
 
 SLOTS = "_prophet_slots"  # key in vllm_config.__dict__: one engine for all layers of a process
 SHARDS = frozenset({"w1", "w2", "w3"})
@@ -155,6 +155,8 @@ class ProphetMoEMethod(UnquantizedFusedMoEMethod):
 
         Shared experts are the runner's: on the CPU it never overlaps them.
         """
+        if not len(x):
+            return torch.empty_like(x)
         ids = topk_ids.long()
         if layer.expert_map is None:
             return self._served(layer, x, topk_weights, ids, topk_ids.dtype)
@@ -196,6 +198,7 @@ def slots_of(config: Any, kernel: Any) -> ExpertSlots:
     if found is None:
         settings = Settings.from_environment(os.environ)
         assert settings is not None  # else nothing was installed
+        require_apart(settings.records, str(config.model_config.model))
         world = get_world_group()
         found = ExpertSlots(
             settings, str(config.model_config.model), world.rank, lambda: _notes(config, kernel)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from prophet_moe.errors import UnsupportedModelError
+from prophet_moe.errors import InvalidArgument, UnsupportedModelError
 
 SUPPORTED = "0.32"  # pyproject.toml has the same range in the extra [vllm]
 
@@ -43,6 +44,14 @@ def require_setup(config: Any) -> None:
     ):
         if wrong:
             raise _refusal(f"{what} was asked for, and experts in slots do not go with it: leave it out")
+
+
+def require_apart(records: Path | None, model: str) -> None:
+    """Raises InvalidArgument: records among the weights would be taken for a part of the model."""
+    if records is not None and records.resolve() == Path(model).resolve():
+        raise InvalidArgument(
+            f"PROPHET_VLLM_RECORDS is the folder of the model, {records}: name another one."
+        )
 
 
 def require_layer(layer: Any, experts_cls: Any) -> None:
