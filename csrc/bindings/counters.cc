@@ -14,6 +14,8 @@ py::dict to_dict(const Counters& c) {
   PROPHET_COUNTER(bytes_prefetch_wasted);
   PROPHET_COUNTER(bytes_prefetch_unused);
   PROPHET_COUNTER(bytes_cancelled);
+  PROPHET_COUNTER(bytes_staged);
+  PROPHET_COUNTER(bytes_found_staged);
   PROPHET_COUNTER(hits_resident);
   PROPHET_COUNTER(hits_in_flight);
   PROPHET_COUNTER(misses);

@@ -464,6 +464,9 @@ Counters Engine::counters() const {
   c.bytes_cancelled = total(EventKind::cancelled).bytes;
   c.bytes_moved = total(EventKind::read_demand).bytes + total(EventKind::read_prefetch).bytes +
                   c.bytes_cancelled;
+  const StagingStats staging = backend_->staging();
+  c.bytes_staged = staging.read[0].bytes + staging.read[1].bytes;
+  c.bytes_found_staged = staging.found_bytes;
   c.hits_resident = total(EventKind::hit).count;
   c.hits_in_flight = total(EventKind::in_flight).count;
   c.misses = total(EventKind::miss).count;

@@ -96,6 +96,9 @@ struct LayerBatch {
 struct Counters {
   std::uint64_t bytes_moved, bytes_demand, bytes_prefetch_used, bytes_prefetch_late,
       bytes_prefetch_wasted, bytes_prefetch_unused, bytes_cancelled;
+  // Below fast memory, where there is a staging tier: read from files into it, and found there by
+  // copies to fast memory (a miss that cost the link alone).
+  std::uint64_t bytes_staged, bytes_found_staged;
   std::uint64_t hits_resident, hits_in_flight, misses;
   std::uint64_t evictions, evicted_before_use, layer_steps, waves, reads, reads_failed;
   std::uint64_t expert_bytes_routed;   // bytes of all experts asked for, wherever they were

@@ -11,7 +11,7 @@ namespace prophet {
 namespace {
 
 void add(Counters& sum, const Counters& c) {
-  static_assert(sizeof(Counters) == 26 * 8, "a new counter: add it here");
+  static_assert(sizeof(Counters) == 28 * 8, "a new counter: add it here");
   sum.bytes_moved += c.bytes_moved;
   sum.bytes_demand += c.bytes_demand;
   sum.bytes_prefetch_used += c.bytes_prefetch_used;
@@ -19,6 +19,8 @@ void add(Counters& sum, const Counters& c) {
   sum.bytes_prefetch_wasted += c.bytes_prefetch_wasted;
   sum.bytes_prefetch_unused += c.bytes_prefetch_unused;
   sum.bytes_cancelled += c.bytes_cancelled;
+  sum.bytes_staged += c.bytes_staged;
+  sum.bytes_found_staged += c.bytes_found_staged;
   sum.hits_resident += c.hits_resident;
   sum.hits_in_flight += c.hits_in_flight;
   sum.misses += c.misses;
