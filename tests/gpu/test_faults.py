@@ -1,6 +1,8 @@
 """Whatever call of CUDA fails: the right answer or a sentence, nothing left behind, the next use works."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -112,3 +114,32 @@ def test_delays_change_nothing(emulated: EmulatedCuda, scenario: Scenario, seed:
     expected = scenario.run()
     emulated.machine(SEED=seed, LATENCY_US=50)
     assert np.array_equal(scenario.run(), expected)
+
+
+def test_a_device_lost_in_the_middle_ends_the_run(emulated: EmulatedCuda, scenario: Scenario) -> None:
+    emulated.machine(LATENCY_US=2000)
+    told: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            scenario.run()
+        except (DeviceError, ReadError) as error:
+            told.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    while emulated.calls("cudaLaunchKernel") < 3:
+        thread.join(0.001)
+        assert thread.is_alive(), "it should still be at work"
+    emulated.lose_device()
+    thread.join(60)
+    assert not thread.is_alive(), "a lost device must not hang anything"
+    assert len(told) == 1
+    assert "unspecified launch failure" in str(told[0])
+
+
+def test_two_engines_share_a_device(scenario: Scenario) -> None:
+    expected = scenario.run()
+    with ThreadPoolExecutor(2) as pool:
+        for given in pool.map(lambda _: scenario.run(), range(2)):
+            assert np.array_equal(given, expected)
