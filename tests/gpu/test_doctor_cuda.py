@@ -32,12 +32,12 @@ def test_a_sound_device_is_described_and_measured() -> None:
 
 
 def test_bandwidths_are_those_of_the_link(emulated: EmulatedCuda) -> None:
-    emulated.machine(GBPS=1)
+    emulated.machine(GBPS=0.2)
     found = prophet_ext.cuda_bandwidth(0.05)
-    assert 0.5e9 < found["to_device"] < 1.05e9
-    assert 0.5e9 < found["to_host"] < 1.05e9
-    assert found["both_to_device"] > 0.6 * found["to_device"], "two engines, two directions"
-    assert found["pageable_to_device"] < 0.6 * found["to_device"]
+    for name in ("to_device", "to_host", "both_to_device", "both_to_host"):
+        assert 0.05e9 < found[name] < 0.21e9, name
+    assert found["both_to_device"] + found["both_to_host"] > 1.2 * found["to_device"], "two engines"
+    assert found["pageable_to_device"] < 0.09e9, "staging costs"
     assert found["registers"] is True
 
 
