@@ -366,7 +366,7 @@ std::int32_t Engine::wait(Lease& lease, std::int32_t expert) {
     wait_for_change(lock, lease);
     open_or_throw();
   }
-  if (entry->status == Lease::Status::failed) throw ReadError(entry->error);
+  if (entry->status == Lease::Status::failed) throw_failure(*entry, *backend_);
   return entry->slot;
 }
 

@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "core/types.h"
+#include "device/backend.h"
 
 namespace prophet {
 
@@ -25,5 +27,11 @@ struct Lease {
   std::vector<std::uint64_t> tickets;  // scratch of whoever waits
   bool live = false;
 };
+
+// Throws for an entry that failed: ReadError, or DeviceError where the device is lost.
+[[noreturn]] inline void throw_failure(const Lease::Entry& entry, const Backend& backend) {
+  if (!backend.failure().empty()) throw DeviceError(entry.error);
+  throw ReadError(entry.error);
+}
 
 }  // namespace prophet

@@ -214,6 +214,32 @@ TEST(PrefetchReplay, TwiceTheSameToTheNanosecondAndByteAndBytesAddUp) {
   }
 }
 
+// A second threshold below the first is for machines with a staging tier: here it changes nothing.
+TEST(PrefetchReplay, WishesForAStagingTierChangeNothingWhereThereIsNone) {
+  std::uint64_t moved_early = 0;
+  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+    const auto routes = make_routes(kGeometry, 150, seed % 2, seed);
+    const auto one = [&](float staging) {
+      ReplayOptions options = prefetching(seed % 3 ? 20 : 40, guess(seed));
+      options.engine.prefetch.least = 0.5f;
+      options.engine.prefetch.staging = staging;
+      options.engine.prefetch.per_layer = seed % 2 ? 2 : 100;
+      options.engine.prefetch.fill = seed % 4 ? 1e9 : 1;
+      options.engine.prefetch.conscience = seed % 2;
+      options.link.bytes_per_second = seed % 3 == 1 ? 2e8 : 2e9;
+      options.engine.timeline_events = 1 << 20;
+      return options;
+    };
+    Replay without(one(1)), with(one(0.05f));
+    without.decode({routes, {}, {}});
+    with.decode({routes, {}, {}});
+    ASSERT_EQ(fields(without.result().counters), fields(with.result().counters)) << "seed " << seed;
+    ASSERT_TRUE(std::ranges::equal(without.engine().timeline(), with.engine().timeline(), same));
+    moved_early += with.result().counters.bytes_prefetch_used;
+  }
+  EXPECT_GT(moved_early, 20'000u);
+}
+
 // What happened until layer `layer` of token `token` had been served and the next one began.
 std::vector<Event> until(ReplayOptions options, const std::vector<std::int32_t>& routes,
                          std::int32_t token, std::int32_t layer) {
