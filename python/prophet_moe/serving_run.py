@@ -74,10 +74,17 @@ class _Request:
 
 
 def measure(
-    model: Any, prompts: Sequence[Sequence[int]], *, concurrency: int, max_new_tokens: int, name: str = ""
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    concurrency: int,
+    max_new_tokens: int,
+    name: str = "",
+    on_pass: Callable[[Sequence[News]], None] | None = None,
 ) -> ServingReport:
     """Serves every prompt to `max_new_tokens` tokens. The model stays loaded, and its cache as it is.
 
+    on_pass is called in the model's thread after each pass that gave a token, with its news.
     Raises InvalidArgument: nothing to serve; ProphetError: a request that failed; what Batching raises.
     """
     from prophet_moe.models.batching import Batching
@@ -91,7 +98,13 @@ def measure(
     offload = offload_of(model)
     heard: queue.SimpleQueue[list[News]] = queue.SimpleQueue()
     context = max(len(prompt) for prompt in prompts) + max_new_tokens
-    batching = Batching(model, heard.put, rows=concurrency, context=context)
+
+    def listen(news: list[News]) -> None:
+        if on_pass is not None:
+            on_pass(news)
+        heard.put(news)
+
+    batching = Batching(model, listen, rows=concurrency, context=context)
     try:
         begun = Mark(time.perf_counter_ns(), offload.engine.counters())
         done = _serve(batching, heard.get, prompts, concurrency, max_new_tokens)
