@@ -194,6 +194,22 @@ def test_weights_are_not_replaced_under_a_running_engine() -> None:
         slots.wants_weights()
 
 
+def test_an_arena_in_planes_is_for_leases_only() -> None:
+    slots, _ = opened(Settings("50%"), weights())
+    assert slots._engine is not None
+    with pytest.raises(InvalidArgument, match="served by leases"):
+        slots._engine.set_ffn(
+            hidden=32,
+            inter=64,
+            dtype="bf16",
+            activation="silu",
+            has_gate=True,
+            gate=(0, 0),
+            up=(0, 4096),
+            down=(1, 0),
+        )
+
+
 def test_layers_of_different_shapes_are_refused() -> None:
     slots = ExpertSlots(Settings("50%"), "model", 0, lambda: None)
     slots.add(describe("layers.0", torch.zeros(1, 64, 32), torch.zeros(1, 32, 32), 4), torch.float32, 2)
