@@ -119,12 +119,6 @@ def test_when_all_are_killed_what_is_complete_is_kept(order: Order, alone: bytes
     assert told[0] >= 2, "what was complete is not recorded again"
 
 
-def test_a_model_that_no_worker_can_load(order: Order, tmp_path: Path) -> None:
-    nowhere = Order(str(tmp_path / "no"), {}, "tiny", SETTINGS)
-    with pytest.raises(ProphetError, match=r"worker-0 \(process \d+\) gave up \(there is no folder .*0 of 9"):
-        collect(nowhere, PROMPTS, IDS, tmp_path / "t", run=processes(1))
-
-
 # Parts, resumption, refusals.
 
 
