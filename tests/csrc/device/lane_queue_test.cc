@@ -159,5 +159,44 @@ TEST(LaneQueue, StopSendsTheLanesHome) {
   EXPECT_FALSE(queue.next_or_wait());
 }
 
+TEST(LaneQueue, APromotedPrefetchGoesBehindTheDemandsThatWait) {
+  LaneQueue queue(1);
+  const Ticket running = push(queue, Lane::demand), demand = push(queue, Lane::demand);
+  const Ticket first = push(queue, Lane::prefetch);
+  queue.after(Lane::prefetch, demand);
+  const Ticket second = push(queue, Lane::prefetch);
+  queue.promote(second);  // also past what its lane waits for
+  queue.promote(running);
+  queue.promote(Ticket{12345});
+  std::vector<std::pair<Ticket, Lane>> order;
+  while (auto read = queue.next()) {
+    order.emplace_back(read->ticket, read->lane);
+    land(queue, *read);
+  }
+  EXPECT_EQ(order, (std::vector<std::pair<Ticket, Lane>>{{running, Lane::demand},
+                                                         {demand, Lane::demand},
+                                                         {second, Lane::demand},
+                                                         {first, Lane::prefetch}}));
+}
+
+TEST(LaneQueue, TheBellRingsOncePerReadThatEndedAndMayAskForMore) {
+  std::vector<std::pair<Ticket, bool>> rung;
+  LaneQueue* known = nullptr;
+  LaneQueue queue(4, [&](const FileRead& read) {
+    rung.emplace_back(read.ticket, read.why.empty());
+    if (rung.size() == 1) push(*known, Lane::demand);  // no lock is held
+  });
+  known = &queue;
+  const Ticket good = push(queue, Lane::demand), bad = push(queue, Lane::demand);
+  FileRead one = *queue.next(), two = *queue.next();
+  two.why = "it fails";
+  land(queue, one);
+  queue.finish(two);
+  const Ticket waiting = push(queue, Lane::prefetch);
+  queue.break_down("nothing goes on");
+  EXPECT_EQ(rung, (std::vector<std::pair<Ticket, bool>>{
+                      {good, true}, {bad, false}, {waiting - 1, false}, {waiting, false}}));
+}
+
 }  // namespace
 }  // namespace prophet

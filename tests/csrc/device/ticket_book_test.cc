@@ -47,5 +47,15 @@ TEST(TicketBook, EveryFailureIsThrownAtLeastOnce) {
   }
 }
 
+TEST(TicketBook, WhatADeviceFailedIsNoReadError) {
+  TicketBook book;
+  const Ticket read = book.issue(), device = book.issue();
+  book.fail(read, "a read");
+  book.fail(device, "a device", true);
+  EXPECT_THROW(book.landed(read), ReadError);
+  EXPECT_THROW(book.landed(device), DeviceError);
+  EXPECT_THROW(book.landed(device), DeviceError);
+}
+
 }  // namespace
 }  // namespace prophet
