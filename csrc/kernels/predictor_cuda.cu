@@ -184,7 +184,6 @@ __device__ __forceinline__ void gather_gains(const Step& s, float* gains, float*
       const unsigned marks = __ballot_sync(kWholeWarp, mark);
       __syncwarp(kWholeWarp);
       if (mark) gained[count + __popc(marks & ((1u << lane) - 1))] = begin + lane;
-      __syncwarp(kWholeWarp);
       count += __popc(marks);
     }
     if (lane == 0) *gained_count = count;
@@ -459,8 +458,7 @@ __global__ void __launch_bounds__(kBlock, 1) predict(Step s) {
   run_heads(s, gains, keep, ids, gates, dots, logits, averages);
   look_ahead(s, ahead, ids, dots + b.latents * kTile);
 
-  __syncthreads();
-  if (tid == 0) {
+  if (tid == 0) {  // barriers above say that the whole block has read what is about to change
     __threadfence();
     counts[1] = static_cast<int>(atomicAdd(s.state.arrived, 1u));
     __threadfence();

@@ -25,6 +25,8 @@ PROPHET_WEAK void __tsan_destroy_fiber(void* fiber);
 PROPHET_WEAK void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 PROPHET_WEAK void __tsan_acquire(void* tag);
 PROPHET_WEAK void __tsan_release(void* tag);
+PROPHET_WEAK void AnnotateIgnoreWritesBegin(const char* file, int line);
+PROPHET_WEAK void AnnotateIgnoreWritesEnd(const char* file, int line);
 
 // Keeps the registers that a callee must keep on the present stack, and goes on with another.
 void prophet_switch_stack(void** keep, void* to);
@@ -61,6 +63,7 @@ namespace {
 
 constexpr unsigned kNoSync = 1;  // __tsan_switch_to_fiber_no_sync: a switch orders nothing
 constexpr std::size_t kPage = 4096;
+constexpr std::size_t kStack = 64 << 10;
 
 bool address_sanitizer() { return __sanitizer_start_switch_fiber != nullptr; }
 bool thread_sanitizer() { return __tsan_create_fiber != nullptr; }
@@ -71,6 +74,52 @@ thread_local void (*first_body)() = nullptr;
 
 }  // namespace
 
+BlockMemory::BlockMemory(std::size_t fibers, std::size_t shared_bytes, unsigned char poison)
+    : fibers_(fibers), shared_bytes_(shared_bytes), poison_(poison) {
+  void* memory = mmap(nullptr, fibers * (kStack + kPage), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  stacks_ = static_cast<char*>(memory);
+  for (std::size_t i = 0; i < fibers; ++i) {
+    char* const guard = stacks_ + i * (kStack + kPage);
+    mprotect(guard, kPage, PROT_NONE);
+    fibers_[i].stack = guard + kPage;
+    fibers_[i].bytes = kStack;
+    if (thread_sanitizer()) fibers_[i].thread = __tsan_create_fiber(0);
+  }
+  make_shared();
+}
+
+BlockMemory::~BlockMemory() {
+  allow(shared_, shared_bytes_);
+  std::free(shared_);
+  for (Fiber& fiber : fibers_) {
+    if (thread_sanitizer()) __tsan_destroy_fiber(fiber.thread);
+  }
+  munmap(stacks_, fibers_.size() * (kStack + kPage));
+}
+
+void BlockMemory::make_shared() {
+  shared_ = static_cast<char*>(std::malloc(shared_bytes_ + kTags));
+  if (!shared_) throw std::bad_alloc();
+  tags_ = shared_ + shared_bytes_;
+  std::memset(shared_, poison_, shared_bytes_);
+}
+
+// ThreadSanitizer forgets what it knew of memory that is given back and taken anew. Who wrote it
+// last is no matter meanwhile.
+void BlockMemory::renew(std::size_t used) {
+  if (!thread_sanitizer()) {
+    allow(shared_, used);
+    std::memset(shared_, poison_, used);
+    return;
+  }
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  std::free(shared_);
+  make_shared();
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+}
+
 Fibers::Fibers() {
   if (thread_sanitizer()) thread_ = __tsan_get_current_fiber();
 }
@@ -79,19 +128,17 @@ void Fibers::begin() {
   if (address_sanitizer()) {
     __sanitizer_finish_switch_fiber(nullptr, &owner->stack_, &owner->bytes_);
   }
+  observe(owner->opened_);
   first_body();
   std::abort();
 }
 
-void Fibers::make(Fiber& fiber, char* stack, std::size_t bytes, void (*body)()) {
+void Fibers::start(Fiber& fiber, void (*body)()) {
   first_body = body;
-  fiber.stack = stack;
-  fiber.bytes = bytes;
   fiber.fake_stack = nullptr;
-  if (thread_sanitizer()) fiber.thread = __tsan_create_fiber(0);
   // The first switch pops six registers and returns into begin, which must find the stack pointer
   // at 8 modulo 16, as after a call.
-  void** top = reinterpret_cast<void**>(stack + bytes);
+  void** top = reinterpret_cast<void**>(fiber.stack + fiber.bytes);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(&Fibers::begin);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -118,50 +165,13 @@ void Fibers::to_owner(Fiber& fiber, bool for_good) {
 void Fibers::leave(Fiber& fiber) { to_owner(fiber, false); }
 
 void Fibers::finish(Fiber& fiber) {
-  publish(&finished_);
+  publish(finished_);
   to_owner(fiber, true);
   std::abort();
 }
 
-void Fibers::destroy(Fiber& fiber) {
-  if (thread_sanitizer()) __tsan_destroy_fiber(fiber.thread);
-}
-
-void Fibers::join() { observe(&finished_); }
-
-BlockMemory::BlockMemory(std::size_t threads, std::size_t shared_bytes, unsigned char poison)
-    : threads_(threads),
-      shared_bytes_((shared_bytes + kPage - 1) / kPage * kPage),
-      bytes_(threads * (kStack + kPage) + kPage + shared_bytes_),
-      poison_(poison) {
-  map();
-}
-
-BlockMemory::~BlockMemory() { munmap(first_, bytes_); }
-
-void BlockMemory::map() {
-  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  first_ = static_cast<char*>(memory);
-  for (std::size_t i = 0; i < threads_; ++i) mprotect(stack(i) - kPage, kPage, PROT_NONE);
-  std::memset(shared(), poison_, shared_bytes_);
-}
-
-void BlockMemory::renew(std::size_t used) {
-  if (thread_sanitizer()) {
-    munmap(first_, bytes_);
-    map();
-  } else {
-    std::memset(shared(), poison_, used);
-  }
-}
-
-char* BlockMemory::stack(std::size_t thread) const {
-  return first_ + thread * (kStack + kPage) + kPage;
-}
-char* BlockMemory::tags() const { return first_ + threads_ * (kStack + kPage); }
-char* BlockMemory::shared() const { return tags() + kPage; }
+void Fibers::open() { publish(opened_); }
+void Fibers::join() { observe(finished_); }
 
 void publish(const void* tag) {
   if (thread_sanitizer()) __tsan_release(const_cast<void*>(tag));

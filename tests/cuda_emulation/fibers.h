@@ -6,28 +6,60 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 namespace prophet::emulation {
 
 struct Fiber {
   void* stack_pointer = nullptr;
-  const char* stack = nullptr;
+  char* stack = nullptr;
   std::size_t bytes = 0;
   void* fake_stack = nullptr;  // AddressSanitizer's
   void* thread = nullptr;      // ThreadSanitizer's
 };
 
-// The fibers of one launch, entered from and left to the thread that made this object.
+// What a block needs: fibers with stacks between guard pages, and shared memory. They are kept for
+// the blocks to come, so one fiber is one thread of a block after another; to ThreadSanitizer,
+// which orders what one fiber does, blocks are unordered only as far as other fibers play their
+// threads.
+class BlockMemory {
+ public:
+  BlockMemory(std::size_t fibers, std::size_t shared_bytes, unsigned char poison);
+  ~BlockMemory();
+  BlockMemory(const BlockMemory&) = delete;
+  BlockMemory& operator=(const BlockMemory&) = delete;
+
+  std::size_t fibers() const { return fibers_.size(); }
+  Fiber& fiber(std::size_t i) { return fibers_[i]; }
+  char* shared() const { return shared_; }
+  char* tags() const { return tags_; }  // kTags bytes nobody else uses
+  // For the next block: the first `used` bytes of shared memory are poison again, and nothing is
+  // known of who wrote them before.
+  void renew(std::size_t used);
+
+ private:
+  static constexpr std::size_t kTags = 1024;
+  void make_shared();
+
+  std::vector<Fiber> fibers_;
+  const std::size_t shared_bytes_;
+  const unsigned char poison_;
+  char* stacks_ = nullptr;
+  char* shared_ = nullptr;
+  char* tags_ = nullptr;
+};
+
+// Switches between the thread that made this object and fibers.
 class Fibers {
  public:
   Fibers();
-  // `body` never returns: it ends with finish.
-  void make(Fiber& fiber, char* stack, std::size_t bytes, void (*body)());
+  // The next `enter` begins `body`, which never returns: it ends with finish.
+  void start(Fiber& fiber, void (*body)());
   void enter(Fiber& fiber);
   void leave(Fiber& fiber);                // from inside
-  [[noreturn]] void finish(Fiber& fiber);  // from inside: it is never entered again
-  void destroy(Fiber& fiber);              // done or not
-  void join();                             // all that finished precedes what the caller does now
+  [[noreturn]] void finish(Fiber& fiber);  // from inside
+  void open();  // what the caller has done precedes all that fibers started from now on do
+  void join();  // all that finished precedes what the caller does now
 
  private:
   static void begin();
@@ -38,33 +70,7 @@ class Fibers {
   const void* stack_ = nullptr;
   std::size_t bytes_ = 0;
   void* thread_ = nullptr;
-  char finished_ = 0;  // a tag
-};
-
-// Stacks with guard pages, and shared memory that starts as `poison`, for one block at a time.
-class BlockMemory {
- public:
-  static constexpr std::size_t kStack = 64 << 10;
-
-  BlockMemory(std::size_t threads, std::size_t shared_bytes, unsigned char poison);
-  ~BlockMemory();
-  BlockMemory(const BlockMemory&) = delete;
-  BlockMemory& operator=(const BlockMemory&) = delete;
-
-  // For the next block: poisons the first `used` bytes of shared memory again. Under
-  // ThreadSanitizer it is mapped anew, so that nothing is known of the blocks before.
-  void renew(std::size_t used);
-  std::size_t threads() const { return threads_; }
-  char* stack(std::size_t thread) const;  // kStack bytes
-  char* shared() const;
-  char* tags() const;  // 4096 bytes nobody else uses
-
- private:
-  void map();
-
-  const std::size_t threads_, shared_bytes_, bytes_;
-  const unsigned char poison_;
-  char* first_ = nullptr;
+  alignas(8) char opened_[8] = {}, finished_[8] = {};  // tags
 };
 
 void publish(const void* tag);

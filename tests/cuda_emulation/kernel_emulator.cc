@@ -3,11 +3,12 @@
 #include "cuda_emulation/kernel_emulator.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <sstream>
 #include <string>
@@ -25,29 +26,38 @@ constexpr std::size_t kSharedMost = 99 << 10;  // of the smallest architecture t
 constexpr std::size_t kSharedBytes = 2 * kSharedMost;     // with guards
 constexpr std::uint64_t kNobody = 0x7fc0dead7fc0deadull;  // a NaN as well
 
+constexpr std::size_t kRemembered = 16;    // atomics between two fences
+constexpr std::size_t kDeclarations = 32;  // of shared memory in one kernel
+
 enum class State { ready, barrier, warp, done };
 enum class Operation { none, exchange, ballot, sync };
 
 struct Thread {
-  Fiber fiber;
+  Fiber* fiber = nullptr;
   uint3 place;
   State state = State::ready;
-  int line = 0;
+  Source source{"", 0};
   Operation operation = Operation::none;
   unsigned mask = 0;
   int from = 0;
   std::uint64_t value = 0, result = 0;
   bool napping = false;
-  bool fenced = false;                // since then its atomics publish what it wrote
-  std::vector<const void*> observed;  // atomics since the last fence
+  bool fenced = false;                              // since then its atomics publish what it wrote
+  std::array<const void*, kRemembered> observed{};  // the last atomics since the last fence
+  std::size_t observed_count = 0;
 };
 
 std::atomic<std::uint64_t> launches{0};
 
+bool same(Source a, Source b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+std::string text(Source source) {
+  return std::string(source.file) + ":" + std::to_string(source.line);
+}
+
 // Of the calling thread, kept between launches.
 BlockMemory& block_memory(std::size_t threads) {
   thread_local std::unique_ptr<BlockMemory> memory;
-  if (!memory || memory->threads() < threads) {
+  if (!memory || memory->fibers() < threads) {
     memory = std::make_unique<BlockMemory>(threads, kSharedBytes, kPoison);
   }
   return *memory;
@@ -61,23 +71,31 @@ class Run {
         count_(std::size_t(kernel.block.x) * kernel.block.y * kernel.block.z),
         random_(schedule_seed() * 0x9E3779B97F4A7C15ull + ++launches),
         memory_(block_memory(count_)),
-        threads_(count_) {}
+        threads_(count_),
+        players_(memory_.fibers()) {
+    std::iota(players_.begin(), players_.end(), 0);
+    const char* const place = std::getenv("PROPHET_EMULATED_DROP");
+    const char* const colon = place ? std::strrchr(place, ':') : nullptr;
+    if (colon) dropped_file_.assign(place, colon), dropped_line_ = std::atoi(colon + 1);
+  }
 
   void run();
 
   Place place;
   Thread& current() { return threads_[current_]; }
   std::size_t current_index() const { return current_; }
-  void pause() { fibers_.leave(current().fiber); }
+  void pause() { fibers_.leave(*current().fiber); }
   void* shared(const void* declaration, std::size_t bytes);
   void* dynamic() const { return dynamic_; }
   bool chance(unsigned of) { return random_() % of == 0; }
   char* barrier_tag() { return memory_.tags(); }
   char* warp_tag() { return memory_.tags() + 8 * (1 + current_ / 32); }
+  bool drops(Source source) const { return same(source, {dropped_file_.c_str(), dropped_line_}); }
   [[noreturn]] void fail(const std::string& why);
 
  private:
   struct Region {
+    const void* declaration;
     char* first;
     std::size_t bytes;
   };
@@ -89,7 +107,7 @@ class Run {
   bool complete_operation(std::size_t warp);
   void run_warp(std::size_t warp);
   void finish_barrier();
-  void* reserve(std::size_t bytes);
+  char* reserve(const void* declaration, std::size_t bytes);
   void report(const std::string& why);
   std::size_t warp_end(std::size_t warp) const { return std::min(count_, warp * 32 + 32); }
 
@@ -99,13 +117,17 @@ class Run {
   Fibers fibers_;
   BlockMemory& memory_;
   std::vector<Thread> threads_;
+  std::vector<std::size_t> players_;  // which fiber is which thread of the block
   std::size_t current_ = 0;
   std::vector<std::uint64_t> priority_;  // of warps
-  std::map<const void*, char*> declared_;
-  std::vector<Region> regions_;
+  // Threads fill it, so it must not allocate: a sanitizer would take that for a race of theirs.
+  std::array<Region, kDeclarations> regions_{};
+  std::size_t region_count_ = 0;
   std::size_t reserved_ = 0;
   void* dynamic_ = nullptr;
   bool failed_ = false;
+  std::string dropped_file_;  // the mutant's barrier, if any
+  int dropped_line_ = 0;
 };
 
 thread_local Run* running = nullptr;
@@ -126,25 +148,27 @@ void Run::fail(const std::string& why) {
   std::abort();
 }
 
-void* Run::reserve(std::size_t bytes) {
+char* Run::reserve(const void* declaration, std::size_t bytes) {
   const std::size_t whole = (bytes + 15) / 16 * 16;
-  if (reserved_ + whole + 2 * kGuard > kSharedBytes) return nullptr;
-  char* first = memory_.shared() + reserved_ + kGuard;
+  if (region_count_ == kDeclarations || reserved_ + whole + 2 * kGuard > kSharedBytes) {
+    return nullptr;
+  }
+  char* const first = memory_.shared() + reserved_ + kGuard;
   forbid(first - kGuard, kGuard);
   forbid(first + bytes, whole - bytes + kGuard);
-  regions_.push_back({first, bytes});
+  regions_[region_count_++] = {declaration, first, bytes};
   reserved_ += whole + 2 * kGuard;
   return first;
 }
 
 void* Run::shared(const void* declaration, std::size_t bytes) {
-  const auto found = declared_.find(declaration);
-  if (found != declared_.end()) return found->second;
   std::size_t total = bytes;
-  for (const Region& region : regions_) total += region.bytes;
-  char* const first = static_cast<char*>(reserve(bytes));
+  for (std::size_t i = 0; i < region_count_; ++i) {
+    if (regions_[i].declaration == declaration) return regions_[i].first;
+    total += regions_[i].bytes;
+  }
+  char* const first = reserve(declaration, bytes);
   if (first == nullptr || total > kSharedMost) fail("more shared memory than a block can have");
-  declared_[declaration] = first;
   return first;
 }
 
@@ -152,23 +176,24 @@ void Run::start_block(unsigned block) {
   place.block = {block % kernel_.grid.x, block / kernel_.grid.x % kernel_.grid.y,
                  block / kernel_.grid.x / kernel_.grid.y};
   memory_.renew(reserved_);
-  declared_.clear();
-  regions_.clear();
-  reserved_ = 0;
-  dynamic_ = reserve(kernel_.shared_bytes);
+  region_count_ = reserved_ = 0;
+  dynamic_ = reserve(nullptr, kernel_.shared_bytes);
+  std::shuffle(players_.begin(), players_.end(), random_);
+  fibers_.open();
   for (std::size_t i = 0; i < count_; ++i) {
     Thread& t = threads_[i];
     const unsigned x = kernel_.block.x, y = kernel_.block.y, n = unsigned(i);
     t.state = State::ready;
     t.place = {n % x, n / x % y, n / x / y};
-    t.line = 0;
+    t.source = {"", 0};
     t.fenced = t.napping = false;
-    t.observed.clear();
-    fibers_.make(t.fiber, memory_.stack(i), BlockMemory::kStack, [] {
+    t.observed_count = 0;
+    t.fiber = &memory_.fiber(players_[i]);
+    fibers_.start(*t.fiber, [] {
       running->place.thread = running->current().place;
       running->kernel_.thread(running->kernel_.arguments);
       running->current().state = State::done;
-      running->fibers_.finish(running->current().fiber);
+      running->fibers_.finish(*running->current().fiber);
     });
   }
   priority_.resize((count_ + 31) / 32);
@@ -186,13 +211,13 @@ bool Run::complete_operation(std::size_t warp) {
     for (std::size_t j = first; j < first + 32; ++j) {
       if (!(asks.mask >> (j - first) & 1)) continue;
       if (j >= last) {
-        report("a warp operation names lanes that its block does not have (line " +
-               std::to_string(asks.line) + ")");
+        report("a warp operation names lanes that its block does not have, at " +
+               text(asks.source));
         return false;
       }
       const Thread& other = threads_[j];
       all = all && other.state == State::warp && other.operation == asks.operation &&
-            other.line == asks.line && other.mask == asks.mask;
+            same(other.source, asks.source) && other.mask == asks.mask;
       if (other.value) votes |= 1u << (j - first);
     }
     if (!all) continue;
@@ -232,7 +257,7 @@ void Run::run_warp(std::size_t warp) {
     current_ = order[i];
     place.thread = threads_[current_].place;
     threads_[current_].napping = false;
-    fibers_.enter(threads_[current_].fiber);
+    fibers_.enter(*threads_[current_].fiber);
     napping += threads_[current_].napping;
   }
   if (napping > 0) {  // waits for somebody: last in turn, and the processor is free meanwhile
@@ -245,27 +270,24 @@ void Run::run_warp(std::size_t warp) {
 
 // Nobody can run: all threads are done or at one barrier, or they will never be.
 void Run::finish_barrier() {
-  int line = 0;
-  std::size_t done = 0, at_barrier = 0;
+  const Thread* waiting = nullptr;
+  const Thread* stuck = nullptr;
+  std::size_t done = 0;
   for (const Thread& t : threads_) {
     done += t.state == State::done;
-    at_barrier += t.state == State::barrier;
-    if (t.state == State::barrier && line == 0) line = t.line;
+    if (t.state == State::barrier && !waiting) waiting = &t;
+    if (t.state == State::warp) stuck = &t;
   }
-  const std::string where = " (line " + std::to_string(line) + ")";
-  if (done + at_barrier < count_) {
-    int stuck = 0;
-    for (const Thread& t : threads_) {
-      if (t.state == State::warp) stuck = t.line;
-    }
-    return report("lanes of a warp wait for others that never come (line " + std::to_string(stuck) +
-                  ")");
+  if (stuck) {
+    return report("lanes of a warp wait for others that never come, at " + text(stuck->source));
   }
-  if (done > 0) return report("threads returned while others wait at a barrier" + where);
+  if (done > 0) {
+    return report("threads returned while others wait at a barrier, " + text(waiting->source));
+  }
   for (Thread& t : threads_) {
-    if (t.line != line) {
-      return report("threads wait at different barriers, lines " + std::to_string(line) + " and " +
-                    std::to_string(t.line));
+    if (!same(t.source, waiting->source)) {
+      return report("threads wait at different barriers, " + text(waiting->source) + " and " +
+                    text(t.source));
     }
     t.state = State::ready;
   }
@@ -293,7 +315,8 @@ void Run::run_block() {
 
 void Run::end_block() {
   allow(memory_.shared(), reserved_);
-  for (const Region& region : regions_) {
+  for (std::size_t i = 0; i < region_count_; ++i) {
+    const Region& region = regions_[i];
     const std::size_t whole = (region.bytes + 15) / 16 * 16;
     char* const last = region.first + region.bytes;
     const auto clean = [](char c) { return static_cast<unsigned char>(c) == kPoison; };
@@ -302,7 +325,6 @@ void Run::end_block() {
       report("shared memory was written outside its bounds");
     }
   }
-  for (Thread& t : threads_) fibers_.destroy(t.fiber);
 }
 
 void Run::run() {
@@ -322,17 +344,17 @@ void Run::run() {
 }
 
 std::uint64_t warp_operation(Operation operation, unsigned mask, std::uint64_t value, int from,
-                             int line) {
+                             Source source) {
   Thread& t = running->current();
   if (!(mask >> (running->current_index() % 32) & 1)) {
-    running->fail("a lane takes part in a warp operation whose mask leaves it out (line " +
-                  std::to_string(line) + ")");
+    running->fail("a lane takes part in a warp operation whose mask leaves it out, at " +
+                  text(source));
   }
   t.operation = operation;
   t.mask = mask;
   t.value = value;
   t.from = from;
-  t.line = line;
+  t.source = source;
   t.state = State::warp;
   running->pause();
   return t.result;
@@ -343,27 +365,29 @@ std::uint64_t warp_operation(Operation operation, unsigned mask, std::uint64_t v
 const Place& here() { return running->place; }
 void run(const Kernel& kernel) { Run(kernel).run(); }
 
-void sync_threads(int line) {
+void sync_threads(Source source) {
+  if (running->drops(source)) return;
   Thread& t = running->current();
   publish(running->barrier_tag());
   t.state = State::barrier;
-  t.line = line;
+  t.source = source;
   running->pause();
   observe(running->barrier_tag());
 }
 
-void sync_warp(unsigned mask, int line) {
+void sync_warp(unsigned mask, Source source) {
+  if (running->drops(source)) return;
   publish(running->warp_tag());
-  warp_operation(Operation::sync, mask, 0, 0, line);
+  warp_operation(Operation::sync, mask, 0, 0, source);
   observe(running->warp_tag());
 }
 
-std::uint64_t exchange(unsigned mask, std::uint64_t value, int from_lane, int line) {
-  return warp_operation(Operation::exchange, mask, value, from_lane, line);
+std::uint64_t exchange(unsigned mask, std::uint64_t value, int from_lane, Source source) {
+  return warp_operation(Operation::exchange, mask, value, from_lane, source);
 }
 
-unsigned ballot(unsigned mask, bool vote, int line) {
-  return unsigned(warp_operation(Operation::ballot, mask, vote, 0, line));
+unsigned ballot(unsigned mask, bool vote, Source source) {
+  return unsigned(warp_operation(Operation::ballot, mask, vote, 0, source));
 }
 
 void nanosleep(unsigned) {
@@ -372,10 +396,11 @@ void nanosleep(unsigned) {
 }
 
 // A fence before an atomic publishes what was written; a fence after it takes in what others did.
-void fence() {
+void fence(Source source) {
+  if (running->drops(source)) return;
   Thread& t = running->current();
-  for (const void* word : t.observed) observe(word);
-  t.observed.clear();
+  for (std::size_t i = 0; i < std::min(t.observed_count, kRemembered); ++i) observe(t.observed[i]);
+  t.observed_count = 0;
   t.fenced = true;
 }
 
@@ -384,7 +409,10 @@ void before_atomic(const void* word) {
   if (running->current().fenced) publish(word);
 }
 
-void after_atomic(const void* word) { running->current().observed.push_back(word); }
+void after_atomic(const void* word) {
+  Thread& t = running->current();
+  t.observed[t.observed_count++ % kRemembered] = word;
+}
 
 void* shared_memory(const void* declaration, std::size_t bytes) {
   return running->shared(declaration, bytes);

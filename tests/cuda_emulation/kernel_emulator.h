@@ -72,14 +72,19 @@ struct Kernel {
 // Runs all blocks on the calling thread.
 void run(const Kernel& kernel);
 
-// Of the running thread, from here on. `line` names the operation in messages and must be the same
-// for all threads that take part.
-void sync_threads(int line);
-void sync_warp(unsigned mask, int line);
-std::uint64_t exchange(unsigned mask, std::uint64_t value, int from_lane, int line);
-unsigned ballot(unsigned mask, bool vote, int line);
+// Of the running thread, from here on. Threads that take part in one operation are at one place.
+// PROPHET_EMULATED_DROP="top_k_cuda.cu:71" makes a barrier or fence at that place do nothing: a
+// mutant, for tests of the tests.
+struct Source {
+  const char* file;  // without folders
+  int line;
+};
+void sync_threads(Source source);
+void sync_warp(unsigned mask, Source source);
+std::uint64_t exchange(unsigned mask, std::uint64_t value, int from_lane, Source source);
+unsigned ballot(unsigned mask, bool vote, Source source);
 void nanosleep(unsigned nanoseconds);
-void fence();
+void fence(Source source);
 void before_atomic(const void* word);
 void after_atomic(const void* word);
 void* shared_memory(const void* declaration, std::size_t bytes);
@@ -90,11 +95,11 @@ inline int lane() {
 }
 
 template <typename T>
-T exchange_as(unsigned mask, T value, int from_lane, int line) {
+T exchange_as(unsigned mask, T value, int from_lane, Source source) {
   static_assert(sizeof(T) <= sizeof(std::uint64_t));
   std::uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = exchange(mask, bits, from_lane, line);
+  bits = exchange(mask, bits, from_lane, source);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
@@ -137,6 +142,8 @@ int launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, di
 
 }  // namespace prophet::emulation
 
+#define PROPHET_HERE (::prophet::emulation::Source{__FILE_NAME__, __LINE__})
+
 #define threadIdx (::prophet::emulation::here().thread)
 #define blockIdx (::prophet::emulation::here().block)
 #define blockDim (::prophet::emulation::here().block_size)
@@ -155,32 +162,33 @@ int launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, di
   static_cast<int>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), \
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)))
 
-#define __syncthreads() ::prophet::emulation::sync_threads(__LINE__)
-#define __syncwarp(mask) ::prophet::emulation::sync_warp(mask, __LINE__)
-#define __ballot_sync(mask, vote) ::prophet::emulation::ballot(mask, vote, __LINE__)
+#define __syncthreads() ::prophet::emulation::sync_threads(PROPHET_HERE)
+#define __threadfence() ::prophet::emulation::fence(PROPHET_HERE)
+#define __threadfence_block() ::prophet::emulation::fence(PROPHET_HERE)
+#define __threadfence_system() ::prophet::emulation::fence(PROPHET_HERE)
+#define __syncwarp(mask) ::prophet::emulation::sync_warp(mask, PROPHET_HERE)
+#define __ballot_sync(mask, vote) ::prophet::emulation::ballot(mask, vote, PROPHET_HERE)
 #define __any_sync(mask, vote) (__ballot_sync(mask, vote) != 0)
 #define __all_sync(mask, vote) (__ballot_sync(mask, vote) == (mask))
 #define __shfl_sync(mask, value, lane) \
-  ::prophet::emulation::exchange_as(mask, value, (lane) % 32, __LINE__)
-#define __shfl_xor_sync(mask, value, bits) \
-  ::prophet::emulation::exchange_as(mask, value, ::prophet::emulation::lane() ^ (bits), __LINE__)
+  ::prophet::emulation::exchange_as(mask, value, (lane) % 32, PROPHET_HERE)
+#define __shfl_xor_sync(mask, value, bits)                                              \
+  ::prophet::emulation::exchange_as(mask, value, ::prophet::emulation::lane() ^ (bits), \
+                                    PROPHET_HERE)
 #define __shfl_down_sync(mask, value, by)                                       \
   ::prophet::emulation::exchange_as(                                            \
       mask, value,                                                              \
       ::prophet::emulation::inside(::prophet::emulation::lane(),                \
                                    ::prophet::emulation::lane() + int(by), 32), \
-      __LINE__)
+      PROPHET_HERE)
 #define __shfl_up_sync(mask, value, by)                                           \
   ::prophet::emulation::exchange_as(mask, value,                                  \
                                     ::prophet::emulation::lane() < int(by)        \
                                         ? ::prophet::emulation::lane()            \
                                         : ::prophet::emulation::lane() - int(by), \
-                                    __LINE__)
+                                    PROPHET_HERE)
 
 inline void __nanosleep(unsigned nanoseconds) { prophet::emulation::nanosleep(nanoseconds); }
-inline void __threadfence() { prophet::emulation::fence(); }
-inline void __threadfence_block() { prophet::emulation::fence(); }
-inline void __threadfence_system() { prophet::emulation::fence(); }
 
 template <typename T>
 T atomicAdd(T* word, std::type_identity_t<T> value) {

@@ -110,7 +110,8 @@ class Network:
             "leave.mix": real(N, self.latents), "own.weight": real(L, N, len(self.decays) + 2),
             "own.bias": real(L, N, E), "next.scale": real(L, N, mean=1), "gap.weight": real(1 + N, mean=1.5),
             "ahead.weight": half(F, L, E, R), "ahead.bias": real(F, L, E),
-            "ahead.prior": real(F, L, mean=0.5), "ahead.pair": half(F, L, E, E), "ahead.scale": real(F, L, mean=1),
+            "ahead.prior": real(F, L, mean=0.5), "ahead.pair": half(F, L, E, E),
+            "ahead.scale": real(F, L, mean=1),
         }  # fmt: skip
 
     @property
