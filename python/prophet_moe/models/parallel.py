@@ -7,6 +7,7 @@ of its own. What a rank's engine calls expert e is expert `first + e` of the lay
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from prophet_moe.models.families import build_on_meta
 from prophet_moe.models.inspect import Blueprint, ModelInfo
 
 DISPATCH = "ep_dispatch_experts"  # transformers' name of the rule that brings tokens to experts
+_DISPATCHER = "transformers.distributed.expert_parallel"  # absent before experts were dispatched by a rule
 _DIVIDING = ("colwise", "rowwise", "packed_", "embedding_")  # rules that leave a part to each rank
 _PATIENCE = timedelta(hours=2)  # of one rank for another; a dead one is noticed at once
 
@@ -127,10 +129,10 @@ def _config(wanted: Any) -> Any:
         named = {field.name for field in dataclasses.fields(DistributedConfig)}
     except (ImportError, TypeError):
         named = set()
-    if "ep_size" not in named:
+    if "ep_size" not in named or importlib.util.find_spec(_DISPATCHER) is None:
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} cannot divide experts over ranks as Prophet needs it "
-            "(its DistributedConfig has no ep_size): update transformers."
+            f"transformers {transformers.__version__} does not bring tokens to ranks as Prophet needs it: "
+            "update it to 5.23 or newer."
         )
     if isinstance(wanted, int):
         return DistributedConfig(tp_size=wanted, ep_size=wanted, tp_plan="auto")
