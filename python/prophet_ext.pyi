@@ -159,6 +159,10 @@ class Engine:
         """Tells the predictor what the router of a leased layer said: ids [tokens,top_k] int64, weights
         [tokens,top_k], and what the router read for the last token, [hidden_width], or address 0.
         `forward` does it itself. Nothing happens without a predictor."""
+    def streams(self, rows: Sequence[int]) -> None:
+        """Which sequence each row of the coming layer calls belongs to; empty: all to one. The predictor
+        keeps a history for each, and forgets those of which a pass has no row. Calls with another number of
+        rows go without. Only from the thread that runs the layers."""
     def want(self, entries: Sequence[tuple[int, int, float, int]]) -> None:
         """Restates the whole set of wished prefetches: (layer, expert, confidence, deadline tick)."""
     def state(self, layer: int, expert: int) -> str:

@@ -375,6 +375,10 @@ void register_engine(py::module_& m) {
       .def("observe", &observe, py::arg("layer"), py::arg("tokens"), py::arg("top_k"),
            py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"), py::arg("hidden"),
            py::arg("hidden_width"), py::arg("hidden_dtype"))
+      .def(
+          "streams",
+          [](PyEngine& s, std::vector<std::int64_t> rows) { s.engine()->streams(std::move(rows)); },
+          py::arg("rows"))
       .def("want", &want, py::arg("entries"))
       .def(
           "state",

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "predict/bank_predictor.h"
+#include "predict/stream_predictor.h"
 
 namespace prophet {
 
@@ -14,8 +15,8 @@ class PyPredictor {
  public:
   using Make = std::function<std::unique_ptr<Predictor>()>;
 
-  PyPredictor(const Geometry& geometry, Make make)
-      : geometry_(geometry), make_(std::move(make)), own_(make_()) {}
+  PyPredictor(const Geometry& geometry, Make make, std::unique_ptr<Predictor> own = nullptr)
+      : geometry_(geometry), make_(std::move(make)), own_(own ? std::move(own) : make_()) {}
   virtual ~PyPredictor() = default;
 
   const Geometry& geometry() const { return geometry_; }
@@ -30,12 +31,18 @@ class PyPredictor {
   const std::unique_ptr<Predictor> own_;
 };
 
-// A trained one; all that are made of it share its weights.
+// A trained one; all that are made of it share its weights, and keep a history for each stream.
 class PyBank final : public PyPredictor {
  public:
   explicit PyBank(const std::shared_ptr<const BankNetwork>& network)
-      : PyPredictor(network->config().geometry,
-                    [network] { return std::make_unique<BankPredictor>(network); }) {}
+      : PyPredictor(
+            network->config().geometry,
+            [network] {
+              return std::make_unique<StreamPredictor>(
+                  [network] { return std::make_unique<BankPredictor>(network); },
+                  network->config().geometry.experts_per_layer);
+            },
+            std::make_unique<BankPredictor>(network)) {}
   BankPredictor& bank() { return static_cast<BankPredictor&>(own()); }
 };
 

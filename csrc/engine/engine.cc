@@ -195,6 +195,7 @@ void Engine::observe(Glimpse glimpse, std::size_t hidden_width) {
   }
   if (!foresight_) return;
   if (hidden_width != foresight_->hidden_width()) glimpse.hidden = nullptr;
+  if (streams_.size() == std::size_t(glimpse.tokens)) glimpse.streams = streams_.data();
   std::int64_t tick = 0;
   if (planner_) {
     Lock lock(mutex_);

@@ -152,6 +152,11 @@ class Engine {
   // does not get to see them.
   void observe(Glimpse glimpse, std::size_t hidden_width = 0);
 
+  // Which sequence each row of the coming layer steps belongs to, until it is called again; empty:
+  // all to one. Steps with another number of rows go without. Called by the thread that calls
+  // forward and observe, between passes.
+  void streams(std::vector<std::int64_t> rows) { streams_ = std::move(rows); }
+
   // Asks for distinct experts of one layer and pins them; returns at once. Throws
   // InvalidArgument (twice the same, out of range, more than pool_slots) and StateError
   // when other leases hold the slots it needs.
@@ -237,6 +242,7 @@ class Engine {
   std::unique_ptr<Planner> planner_;      // null where nothing is brought early
   FfnLayout ffn_;
   bool has_ffn_ = false;
+  std::vector<std::int64_t> streams_;  // belongs to the thread that runs the layers
 
   mutable std::mutex mutex_;  // guards everything below and the rooms above
   std::mutex step_mutex_;     // one forward at a time: it owns the worker pool and the scratch

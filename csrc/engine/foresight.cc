@@ -59,6 +59,8 @@ void Foresight::post(const Glimpse& glimpse, std::int64_t tick) {
   if (seen.has_weights) seen.weights.assign(glimpse.weights, glimpse.weights + pairs);
   const std::size_t width = std::size_t(predictor_->hidden_width());
   seen.has_hidden = width > 0 && glimpse.hidden != nullptr;
+  seen.has_streams = glimpse.streams != nullptr;
+  if (seen.has_streams) seen.streams.assign(glimpse.streams, glimpse.streams + glimpse.tokens);
   if (seen.has_hidden) seen.hidden.assign(glimpse.hidden, glimpse.hidden + width);
   queue_.push_back(std::move(seen));
   if (worker_.joinable()) {
@@ -105,7 +107,8 @@ void Foresight::observe(const Seen& seen) {
   try {
     predictor_->observe({seen.layer, seen.tokens, seen.top_k, seen.experts.data(),
                          seen.has_weights ? seen.weights.data() : nullptr,
-                         seen.has_hidden ? seen.hidden.data() : nullptr});
+                         seen.has_hidden ? seen.hidden.data() : nullptr,
+                         seen.has_streams ? seen.streams.data() : nullptr});
     told = predictor_->next_use(seen.layer, gaps);
     if (told && !std::all_of(gaps.begin(), gaps.end(), [](float gap) { return gap >= 1.0f; })) {
       failure = "the predictor gave a gap that is below one turn or no number";

@@ -68,7 +68,8 @@ class Foresight {
     std::int32_t layer, tokens, top_k;
     std::vector<std::int32_t> experts;
     std::vector<float> weights, hidden;
-    bool has_weights, has_hidden;
+    std::vector<std::int64_t> streams;
+    bool has_weights, has_hidden, has_streams;
   };
   using Lock = std::unique_lock<std::mutex>;
 

@@ -67,15 +67,17 @@ void JointPredictor::observe(const Glimpse& glimpse) {
   learn(glimpse);
 }
 
-// By what the newest token chose: of it the hidden state told.
+// By what the newest token chose: of it the hidden state told. Of several streams by what any
+// token chose, which is what is forecast of them.
 void JointPredictor::learn(const Glimpse& glimpse) {
   const std::size_t experts = chosen_.size();
   std::fill(chosen_.begin(), chosen_.end(), 0);
-  const std::int32_t* last = glimpse.experts + std::size_t(glimpse.tokens - 1) * glimpse.top_k;
+  const std::size_t end = std::size_t(glimpse.tokens) * std::size_t(glimpse.top_k);
   bool any = false;
-  for (std::int32_t k = 0; k < glimpse.top_k; ++k) {
-    if (last[k] < 0 || std::size_t(last[k]) >= experts) continue;
-    chosen_[std::size_t(last[k])] = 1;
+  for (std::size_t i = glimpse.streams ? 0 : end - std::size_t(glimpse.top_k); i < end; ++i) {
+    const std::int32_t expert = glimpse.experts[i];
+    if (expert < 0 || std::size_t(expert) >= experts) continue;
+    chosen_[std::size_t(expert)] = 1;
     any = true;
   }
   for (std::int32_t f = 1; f <= kHorizons; ++f) {

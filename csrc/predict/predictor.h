@@ -30,6 +30,9 @@ struct Glimpse {
   const std::int32_t* experts = nullptr;  // ids outside the layer are ignored
   const float* weights = nullptr;         // gate weights; null when unknown (then 1 / top_k each)
   const float* hidden = nullptr;  // [hidden_width] what the router read for the last token, or null
+  // Of a pass that serves several sequences: which one each token belongs to, [tokens]; null: all
+  // to one. predict/stream_predictor.h divides it; others see a single sequence.
+  const std::int64_t* streams = nullptr;
 };
 
 class Predictor {

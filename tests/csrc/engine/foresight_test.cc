@@ -72,6 +72,37 @@ TEST(Foresight, TellsThePolicyWhatWasPostedBeforeItSettles) {
   }
 }
 
+// Notes which streams it was shown.
+class StreamNotes final : public Predictor {
+ public:
+  explicit StreamNotes(std::vector<std::vector<std::int64_t>>& seen) : seen_(seen) {}
+  std::string name() const override { return "stream-notes"; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override {
+    seen_.emplace_back();
+    if (glimpse.streams) seen_.back().assign(glimpse.streams, glimpse.streams + glimpse.tokens);
+  }
+
+ private:
+  std::vector<std::vector<std::int64_t>>& seen_;
+};
+
+TEST(Foresight, ShowsThePredictorWhoseRowsTheyAre) {
+  for (bool threaded : {false, true}) {
+    std::vector<std::vector<std::int64_t>> seen;
+    Foresight foresight(std::make_unique<StreamNotes>(seen), kGeometry, threaded);
+    Told policy;
+    const std::int32_t experts[] = {1, 2, 3, 4, 5, 6};
+    std::vector<std::int64_t> streams = {7, 9, 9};
+    foresight.post({0, 3, 2, experts, nullptr, nullptr, streams.data()});
+    streams = {1, 1, 1};  // they were copied
+    foresight.post({1, 3, 2, experts, nullptr, nullptr});
+    foresight.settle(policy);
+    const std::vector<std::vector<std::int64_t>> expected = {{7, 9, 9}, {}};
+    EXPECT_EQ(seen, expected);
+  }
+}
+
 TEST(Foresight, ManyPostsBeforeOneSettleLoseNothing) {
   auto notes = std::make_shared<Recency::Notes>();
   Foresight foresight(std::make_unique<Recency>(notes), kGeometry, true);
