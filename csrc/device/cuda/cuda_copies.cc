@@ -1,7 +1,6 @@
 #include "device/cuda/cuda_copies.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "core/error.h"
 
@@ -56,18 +55,25 @@ void CudaCopies::pump() {
   }
 }
 
+// Whether the oldest run that waits for a block could use one: what goes after a copy that has not
+// started yet must not take the blocks which that copy needs.
+bool CudaCopies::ripe(Lane lane) {
+  const std::deque<Run>& waiting = link(lane).waiting;
+  return !waiting.empty() && (waiting.front().epoch == nullptr || passable(*waiting.front().epoch));
+}
+
 // Prefetches leave most of the pool to demands.
-bool CudaCopies::may_admit(Lane lane) const {
+bool CudaCopies::may_admit(Lane lane) {
+  if (!ripe(lane)) return false;
   if (lane == Lane::demand) return true;
   const std::uint64_t blocks = pool_->capacity() / pool_->block_bytes();
-  return early_reads_ < kEarlyReads && early_held_ < blocks / 4 &&
-         links_[index(Lane::demand)].waiting.empty();
+  return early_reads_ < kEarlyReads && early_held_ < blocks / 4 && !ripe(Lane::demand);
 }
 
 // Gives blocks to runs that wait for one, in order.
 void CudaCopies::admit(Lane lane) {
   std::deque<Run>& waiting = link(lane).waiting;
-  while (!waiting.empty() && may_admit(lane)) {
+  while (may_admit(lane)) {
     Run run = waiting.front();
     HostPool::Block* block = pool_->find(run.from);
     if (block == nullptr) {

@@ -119,7 +119,8 @@ class CudaCopies {
 
   void pump();
   void admit(Lane lane);
-  bool may_admit(Lane lane) const;
+  bool ripe(Lane lane);
+  bool may_admit(Lane lane);
   void start_read(Reading& reading, const Extent& run);
   void ended(const FileRead& read);
   void ready(const Run& run);

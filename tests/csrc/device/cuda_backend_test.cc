@@ -180,6 +180,21 @@ TEST(CudaBackend, DemandsGetBlocksWhilePrefetchesWaitForTheLink) {
   for (Ticket each : tickets) bench.backend.wait(each);
 }
 
+// What waits for a prefetch must not keep it from the pool.
+TEST(CudaBackend, ManyDemandsAfterAPrefetchThatHasNotStartedEnd) {
+  Bench bench;
+  bench.model.hold();
+  std::vector<Ticket> tickets;
+  for (std::uint64_t i = 0; i < 10; ++i) tickets.push_back(bench.early(i, i));
+  bench.backend.after(Lane::demand, tickets.back());
+  tickets.push_back(bench.backend.copy(Lane::demand, bench.memory.data() + 20 * kBlock,
+                                       {0, 0, 2 * kLeastBlocks * kBlock, 0}));
+  bench.model.release();
+  for (Ticket each : tickets) bench.backend.wait(each);
+  EXPECT_TRUE(bench.holds(9, 9));
+  EXPECT_TRUE(bench.holds(31, 51));
+}
+
 TEST(CudaBackend, MemoryThatWasHandedOverIsUsedAndNotFreed) {
   CudaModel model;
   void* torch = nullptr;
