@@ -33,7 +33,8 @@ def listen(host: str, port: int) -> socket.socket:
 def address(bound: socket.socket) -> str:
     """Where a browser finds it."""
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    named = f"[{host}]" if ":" in host else host
+    return f"http://{named}:{port}"
 
 
 @contextlib.contextmanager
