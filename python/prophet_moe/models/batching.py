@@ -1,9 +1,9 @@
 """Many requests through one model: transformers' continuous batching manager, and nothing of it elsewhere.
 
 The manager schedules, pages the KV cache and runs the model in a thread of its own. This module sizes it,
-hands requests in, lets each choose its tokens (models/sampling.py), and passes news on as it comes. What
-it touches of the library's unpublished parts is touched here alone, and tests hold the installed release
-to it.
+hands requests in, lets each choose its tokens (models/sampling.py), tells the engine's predictor which rows
+of a pass are whose, and passes news on as it comes. What it touches of the library's unpublished parts is
+touched here alone, and tests hold the installed release to it.
 
 A pass that fails (a disk that does not answer) fails every request in it; the next request starts the
 thread anew.
@@ -11,7 +11,9 @@ thread anew.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +29,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 
 from prophet_moe.errors import InvalidArgument, StateError, UnsupportedModelError
+from prophet_moe.models.offload import offload_of
 from prophet_moe.models.sampling import Chooser, Chosen, Sampler, Sampling
 
 PAGE = 32  # tokens of one page of the KV cache
@@ -49,6 +52,7 @@ class News:
 @dataclass
 class _Live:
     chooser: Chooser
+    number: int  # of its rows, to the engine's predictor
     told: int = 0  # tokens that were passed on
 
 
@@ -95,6 +99,7 @@ class Batching:
         self.rows, self.context = rows, context
         self._listener = listener
         self._live: dict[str, _Live] = {}
+        self._numbers = itertools.count(1)
         self._starting = threading.Lock()
         self._stopped = False
         settings = _settings(
@@ -125,6 +130,10 @@ class Batching:
         cache = self._manager.batch_processor.cache
         self._pages = [a.tokens_per_page * a.blocks_per_sector for a in cache.cache_allocators.values()]
         self.blocks = int(cache.num_sectors)
+        self._engine = offload_of(model).engine
+        self._hook = None
+        if self._engine.predictor:
+            self._hook = model.register_forward_pre_hook(self._name_rows)
         self._manager.start()
 
     def blocks_of(self, tokens: int) -> int:
@@ -141,7 +150,7 @@ class Batching:
         sampling: Sampling | None = None,
     ) -> None:
         """Queues a request under a name of its own. Raises StateError when the manager has stopped."""
-        self._live[request_id] = _Live(Chooser(sampling or Sampling()))
+        self._live[request_id] = _Live(Chooser(sampling or Sampling()), next(self._numbers))
         for again in (False, True):
             if again:
                 self._restart()
@@ -175,11 +184,6 @@ class Batching:
         held = sum(cache.pool.count_free_blocks(a.index) // a.blocks_per_sector for a in allocators)
         return int(cache.pool.num_free_sectors) + held
 
-    def rows_now(self) -> list[tuple[str, int]]:
-        """(request, rows) of the pass that runs, in the order of its rows. Only for the model's thread."""
-        batch = self._manager.batch_processor.inputs_and_outputs.requests_in_batch
-        return [(one.state.request_id, one.query_length) for one in batch]
-
     def close(self) -> None:
         """Stops the thread; what is running gets news of an error. Idempotent."""
         if self._stopped:
@@ -187,6 +191,10 @@ class Batching:
         self._stopped = True
         self._manager.stop(block=True, timeout=JOIN_SECONDS, hard_stop=True)
         self._manager.destroy()
+        if self._hook is not None:
+            self._hook.remove()
+            with contextlib.suppress(StateError):  # the model may have been closed before
+                self._engine.streams([])
 
     def _restart(self) -> None:
         with self._starting:
@@ -195,6 +203,15 @@ class Batching:
                 if thread is not None:
                     thread.join(JOIN_SECONDS)
                 self._manager.start()
+
+    def _name_rows(self, *_: Any) -> None:
+        """Before each pass: which request each of its rows belongs to."""
+        rows: list[int] = []
+        if threading.current_thread() is self._manager._generation_thread:
+            for one in self._manager.batch_processor.inputs_and_outputs.requests_in_batch:
+                live = self._live.get(one.state.request_id)  # a cancelled request has none
+                rows += [live.number if live is not None else 0] * one.query_length
+        self._engine.streams(rows)
 
     def _chooser_of(self, request_id: str) -> Chooser | None:
         live = self._live.get(request_id)

@@ -182,3 +182,36 @@ def test_attention_that_cannot_be_paged_is_refused(ear: Ear, load: Callable[...,
     model = load(tmp_path, slots="100%")
     with pytest.raises(UnsupportedModelError, match="one request at a time"):
         Batching(model, ear, rows=2, context=64)
+
+
+@pytest.mark.slow
+def test_a_predictor_hears_whose_rows_they_are(load: Callable[..., Any], tokenizer: Any, ear: Ear) -> None:
+    """Every pass names each of its rows; tokens are those of solo runs, and the predictor keeps working."""
+    model = load("reference-moe", slots="25%", dtype="float32", context=CONTEXT, system="prophet")
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS[:3]]
+    alone = [decode(model, prompt, max_new_tokens=12).token_ids for prompt in prompts]
+    batching = Batching(model, ear, rows=3, context=CONTEXT)
+    passes: list[list[int]] = []
+    engine = batching._engine
+
+    class Noting:
+        def streams(self, rows: list[int]) -> None:
+            passes.append(rows)
+            engine.streams(rows)
+
+    batching._engine = Noting()
+    try:
+        for number, prompt in enumerate(prompts):
+            batching.submit(f"r{number}", prompt, max_new_tokens=12)
+            ear.wait(lambda name=f"r{number}": len(ear.tokens.get(name, ())) >= 2)
+        ear.wait(lambda: len(ear.over) == 3)
+    finally:
+        batching.close()
+    assert [ear.tokens[f"r{number}"] for number in range(3)] == alone
+    assert passes[0] == [1] * len(prompts[0])
+    assert [1, *[2] * len(prompts[1])] in passes
+    assert passes[-1] == []  # given back at the end
+    for number, prompt in enumerate(prompts, 1):
+        assert sum(rows.count(number) for rows in passes) == len(prompt) + 11
+    assert engine.foresight_failure == ""
+    assert engine.counters()["foresight_steps"] > 0
