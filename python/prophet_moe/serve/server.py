@@ -34,7 +34,7 @@ def address(bound: socket.socket) -> str:
     """Where a browser finds it."""
     host, port = bound.getsockname()[:2]
     named = f"[{host}]" if ":" in host else host
-    return f"http://{named}:{port}"
+    return "http://" + f"{named}:{port}"
 
 
 @contextlib.contextmanager
