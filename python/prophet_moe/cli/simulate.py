@@ -71,7 +71,7 @@ def break_even(lines: Sequence[Line], machine: str) -> list[str]:
             for line in lines
             if line["slots"] == size and line["link_scale"] == 1 and not line["options"]
         ]
-        said += verdicts(points, f"at {size} of slots on {machine}, simulated,")
+        said += verdicts(points, f"at {size} of slots on {machine} (simulated)")
     return said
 
 

@@ -11,6 +11,7 @@ from prophet_moe.sim.results import Line
 from prophet_moe.sim.systems import systems_known
 
 SETTING = ("model", "weights", "machine", "lane", "trace", "sequences", "held_out", "pool", "cold")
+SERVED = ("concurrency", "seed", "prompt_tokens")
 ON_DEMAND, CLAIRVOYANT_EVICTION, CLAIRVOYANT, RESIDENT = "on-demand", "belady", "clairvoyant", "resident"
 BOUNDS = (CLAIRVOYANT_EVICTION, "oracle", CLAIRVOYANT, RESIDENT)
 
@@ -31,7 +32,11 @@ class Study:
     @property
     def title(self) -> str:
         head = self.head
-        return f"{head['model']} ({head['weights']}) on {head['machine']}, {head['sequences']} sequences"
+        at_once = served(head).get("concurrency")
+        return (
+            f"{head['model']} ({head['weights']}) on {head['machine']}, {head['sequences']} sequences"
+            f"{f', {at_once} at once' if at_once else ''}"
+        )
 
     @property
     def subtitle(self) -> str:
@@ -121,6 +126,8 @@ class Study:
             words += ["--held-out", str(head["held_out"])]
         for name in sorted({line["predictor"] for line in self.lines} - {None})[:1]:
             words += ["--predictor", name.removesuffix(".safetensors")]
+        for key, value in served(head).items():
+            words += [f"--{key.replace('_', '-')}", str(value)] if value else []
         for key in dict.fromkeys(key for options in self._options.values() for key in options):
             values = {line["options"][key] for line in self.lines if key in line["options"]}
             words += ["--sweep", f"{key}={','.join(map(str, sorted(values, key=str)))}"]
@@ -130,12 +137,18 @@ class Study:
         return " ".join([*words, *(["--cold"] if head["cold"] else [])])
 
 
+def served(line: Line) -> dict[str, int]:
+    """How many sequences lived at once, their order, their prompts; empty where they came one by one."""
+    found = line.get("serving") or {}
+    return {key: found[key] for key in SERVED if key in found}
+
+
 def studies(lines: Iterable[Line]) -> list[Study]:
     """Groups lines by SETTING, in the order of their first line; of equal cells the last one counts."""
     latest = {line["cell"]: line for line in lines}
     groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in latest.values():
-        groups.setdefault(tuple(line[key] for key in SETTING), []).append(line)
+        groups.setdefault((*(line[key] for key in SETTING), *served(line).values()), []).append(line)
     return [Study(tuple(group)) for group in groups.values()]
 
 

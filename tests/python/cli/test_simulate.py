@@ -128,3 +128,58 @@ def test_the_doctor_writes_a_card(prophet: Any, tmp_path: Path) -> None:
     measured = [name for name, figure in card.figures().items() if figure.kind == "measured"]
     assert {"disk.bytes_per_second", "compute.layer_ns", "fast_memory.bytes"} <= set(measured)
     assert {figure.kind for figure in card.figures().values()} <= set(KINDS)
+
+
+def test_sequences_side_by_side(prophet: Any, trace: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "results.jsonl", tmp_path / "report.html"
+    more = [
+        "--slots",
+        "25%",
+        "--systems",
+        "on-demand,lru,clairvoyant",
+        "--concurrency",
+        "1,2",
+        "-o",
+        str(out),
+    ]
+    done = prophet(*words(trace, *more, "--prompt-tokens", "5", "--json", "-q"))
+    assert done.exit_code == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {(line["system"], line["serving"]["concurrency"]): line for line in lines}
+    assert len(found) == 6
+    alone, both = found["lru", 1], found["lru", 2]
+    assert both["serving"]["union"] > alone["serving"]["union"] > 4 - 1e-9
+    assert both["serving"]["passes"] < alone["serving"]["passes"]
+    assert alone["new_tokens"] == both["new_tokens"]
+    assert found["clairvoyant", 2]["tpot_ms"]["mean"] <= both["tpot_ms"]["mean"]
+    again = prophet(*words(trace, *more, "--prompt-tokens", "5"))
+    assert "6 of 6 results are in" in again.stderr
+    assert "expert caching by lru" in again.stdout
+    assert "at 25% of slots on cpu-nvme (simulated)" in again.stdout
+    drawn = prophet("report", str(out), "-o", str(page))
+    assert drawn.exit_code == 0, drawn.stderr
+    assert "2 at once" in page.read_text()
+    assert "--concurrency 2" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--concurrency", "two"], "write 1,4,16"),
+        (["--concurrency", "0"], "give at least 1"),
+        (["--concurrency", "2", "--cold"], "leave out one"),
+        (["--prompt-tokens", "3"], "--concurrency as well"),
+    ],
+)
+def test_sequences_side_by_side_that_cannot_be(
+    prophet: Any, trace: Path, flags: list[str], said: str
+) -> None:
+    done = prophet(*words(trace, "--slots", "25%", "--systems", "lru", *flags))
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_emulated_predictors_are_of_one_sequence_at_a_time(prophet: Any, trace: Path) -> None:
+    done = prophet(*words(trace, "--slots", "25%", "--systems", "lru,oracle", "--concurrency", "2"))
+    assert done.exit_code == 0
+    assert "left out: oracle" in done.stderr
