@@ -211,7 +211,8 @@ class ExpertSlots:
         engine = self._engine
         if engine is None:
             raise StateError("the engine is not open: vLLM asked for a layer before all weights were loaded.")
-        engine.step(layer)
+        counts = ids.flatten().bincount(minlength=self._layers[layer].experts)
+        engine.step(layer, len(ids), counts.tolist())
         if engine.predictor:
             _observe(engine, layer, ids, weights, x)
         for rows, experts in by_token(ids, engine.pool_slots(layer)):
