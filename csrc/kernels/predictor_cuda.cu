@@ -453,8 +453,7 @@ __global__ void __launch_bounds__(kBlock, 1) predict(Step s) {
   update_entry(s, shares, shares + b.banks * b.columns, entered);
   read_hidden(s, partial, hidden);
   run_network(s, entered, hidden, deep, partial);
-  read_outputs(s, deep, ahead, dots);
-  __syncthreads();
+  read_outputs(s, deep, ahead, dots);  // seen by others after the first barrier of run_heads
   run_heads(s, gains, keep, ids, gates, dots, logits, averages);
   look_ahead(s, ahead, ids, dots + b.latents * kTile);
 
@@ -474,7 +473,7 @@ __global__ void __launch_bounds__(kBlock, 1) predict(Step s) {
     s.state.row_ids[rows + k] = ids[k];
     s.state.row_gates[rows + k] = gates[k];
   }
-  if (tid == 0) *s.state.arrived = 0;
+  if (tid == 0) atomicExch(s.state.arrived, 0u);
 }
 
 bool few(int n, int least) { return n >= least && n <= kParts; }

@@ -173,6 +173,7 @@ void Fibers::finish(Fiber& fiber) {
 void Fibers::open() { publish(opened_); }
 void Fibers::join() { observe(finished_); }
 
+bool orders_fibers() { return thread_sanitizer(); }
 void publish(const void* tag) {
   if (thread_sanitizer()) __tsan_release(const_cast<void*>(tag));
 }

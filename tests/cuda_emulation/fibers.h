@@ -18,10 +18,8 @@ struct Fiber {
   void* thread = nullptr;      // ThreadSanitizer's
 };
 
-// What a block needs: fibers with stacks between guard pages, and shared memory. They are kept for
-// the blocks to come, so one fiber is one thread of a block after another; to ThreadSanitizer,
-// which orders what one fiber does, blocks are unordered only as far as other fibers play their
-// threads.
+// What blocks need: fibers with stacks between guard pages, and shared memory, kept for the blocks
+// to come. ThreadSanitizer takes all that one fiber does for ordered, whichever block it plays in.
 class BlockMemory {
  public:
   BlockMemory(std::size_t fibers, std::size_t shared_bytes, unsigned char poison);
@@ -73,6 +71,8 @@ class Fibers {
   alignas(8) char opened_[8] = {}, finished_[8] = {};  // tags
 };
 
+// Whether there is a sanitizer that orders fibers.
+bool orders_fibers();
 void publish(const void* tag);
 void observe(const void* tag);
 // Bytes that must not be touched, to AddressSanitizer.

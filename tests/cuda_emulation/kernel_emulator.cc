@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <sstream>
 #include <string>
@@ -26,6 +25,8 @@ constexpr std::size_t kSharedMost = 99 << 10;  // of the smallest architecture t
 constexpr std::size_t kSharedBytes = 2 * kSharedMost;     // with guards
 constexpr std::uint64_t kNobody = 0x7fc0dead7fc0deadull;  // a NaN as well
 
+// Under ThreadSanitizer so many blocks in a row are played by different fibers, and so unordered.
+constexpr std::size_t kTeams = 2;
 constexpr std::size_t kRemembered = 16;    // atomics between two fences
 constexpr std::size_t kDeclarations = 32;  // of shared memory in one kernel
 
@@ -42,6 +43,7 @@ struct Thread {
   int from = 0;
   std::uint64_t value = 0, result = 0;
   bool napping = false;
+  unsigned barriers = 0, warp_syncs = 0;            // passed
   bool fenced = false;                              // since then its atomics publish what it wrote
   std::array<const void*, kRemembered> observed{};  // the last atomics since the last fence
   std::size_t observed_count = 0;
@@ -57,8 +59,9 @@ std::string text(Source source) {
 // Of the calling thread, kept between launches.
 BlockMemory& block_memory(std::size_t threads) {
   thread_local std::unique_ptr<BlockMemory> memory;
-  if (!memory || memory->fibers() < threads) {
-    memory = std::make_unique<BlockMemory>(threads, kSharedBytes, kPoison);
+  const std::size_t fibers = threads * (orders_fibers() ? kTeams : 1);
+  if (!memory || memory->fibers() < fibers) {
+    memory = std::make_unique<BlockMemory>(fibers, kSharedBytes, kPoison);
   }
   return *memory;
 }
@@ -71,9 +74,7 @@ class Run {
         count_(std::size_t(kernel.block.x) * kernel.block.y * kernel.block.z),
         random_(schedule_seed() * 0x9E3779B97F4A7C15ull + ++launches),
         memory_(block_memory(count_)),
-        threads_(count_),
-        players_(memory_.fibers()) {
-    std::iota(players_.begin(), players_.end(), 0);
+        threads_(count_) {
     const char* const place = std::getenv("PROPHET_EMULATED_DROP");
     const char* const colon = place ? std::strrchr(place, ':') : nullptr;
     if (colon) dropped_file_.assign(place, colon), dropped_line_ = std::atoi(colon + 1);
@@ -88,8 +89,11 @@ class Run {
   void* shared(const void* declaration, std::size_t bytes);
   void* dynamic() const { return dynamic_; }
   bool chance(unsigned of) { return random_() % of == 0; }
-  char* barrier_tag() { return memory_.tags(); }
-  char* warp_tag() { return memory_.tags() + 8 * (1 + current_ / 32); }
+  // Of this barrier; the next one has the other, since threads may reach it before all have left.
+  char* barrier_tag() { return memory_.tags() + 8 * (current().barriers++ % 2); }
+  char* warp_tag() {
+    return memory_.tags() + 16 + 16 * (current_ / 32) + 8 * (current().warp_syncs++ % 2);
+  }
   bool drops(Source source) const { return same(source, {dropped_file_.c_str(), dropped_line_}); }
   [[noreturn]] void fail(const std::string& why);
 
@@ -117,7 +121,7 @@ class Run {
   Fibers fibers_;
   BlockMemory& memory_;
   std::vector<Thread> threads_;
-  std::vector<std::size_t> players_;  // which fiber is which thread of the block
+  std::size_t started_ = 0;  // blocks
   std::size_t current_ = 0;
   std::vector<std::uint64_t> priority_;  // of warps
   // Threads fill it, so it must not allocate: a sanitizer would take that for a race of theirs.
@@ -175,10 +179,9 @@ void* Run::shared(const void* declaration, std::size_t bytes) {
 void Run::start_block(unsigned block) {
   place.block = {block % kernel_.grid.x, block / kernel_.grid.x % kernel_.grid.y,
                  block / kernel_.grid.x / kernel_.grid.y};
-  memory_.renew(reserved_);
   region_count_ = reserved_ = 0;
   dynamic_ = reserve(nullptr, kernel_.shared_bytes);
-  std::shuffle(players_.begin(), players_.end(), random_);
+  const std::size_t team = started_++ % std::max<std::size_t>(memory_.fibers() / count_, 1);
   fibers_.open();
   for (std::size_t i = 0; i < count_; ++i) {
     Thread& t = threads_[i];
@@ -188,7 +191,8 @@ void Run::start_block(unsigned block) {
     t.source = {"", 0};
     t.fenced = t.napping = false;
     t.observed_count = 0;
-    t.fiber = &memory_.fiber(players_[i]);
+    t.barriers = t.warp_syncs = 0;
+    t.fiber = &memory_.fiber(team * count_ + i);
     fibers_.start(*t.fiber, [] {
       running->place.thread = running->current().place;
       running->kernel_.thread(running->kernel_.arguments);
@@ -325,6 +329,7 @@ void Run::end_block() {
       report("shared memory was written outside its bounds");
     }
   }
+  memory_.renew(reserved_);  // for the next block, of whichever kernel
 }
 
 void Run::run() {
@@ -368,18 +373,20 @@ void run(const Kernel& kernel) { Run(kernel).run(); }
 void sync_threads(Source source) {
   if (running->drops(source)) return;
   Thread& t = running->current();
-  publish(running->barrier_tag());
+  char* const tag = running->barrier_tag();
+  publish(tag);
   t.state = State::barrier;
   t.source = source;
   running->pause();
-  observe(running->barrier_tag());
+  observe(tag);
 }
 
 void sync_warp(unsigned mask, Source source) {
   if (running->drops(source)) return;
-  publish(running->warp_tag());
+  char* const tag = running->warp_tag();
+  publish(tag);
   warp_operation(Operation::sync, mask, 0, 0, source);
-  observe(running->warp_tag());
+  observe(tag);
 }
 
 std::uint64_t exchange(unsigned mask, std::uint64_t value, int from_lane, Source source) {
