@@ -11,15 +11,20 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
-COMMAND = [sys.executable, "-m", "prophet_moe.cli", "serve", "reference-moe", "--slots", "25%"]
-SMALL = ["--context", "96", "--concurrency", "2", "--port", "0"]
+from prophet_moe.cli import app
+
+COMMAND = [
+    *(sys.executable, "-m", "prophet_moe.cli", "serve", "reference-moe"),
+    *("--slots", "25%", "--context", "96", "--concurrency", "2", "--port", "0"),
+]
 
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[str]]:
     running = subprocess.Popen(
-        [*COMMAND, *SMALL],
+        COMMAND,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PROPHET_API_KEY": "sesame", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
@@ -60,9 +65,8 @@ def test_a_told_server_finishes_its_answer_and_leaves(process: subprocess.Popen[
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_served(arguments: list[str], sentence: str) -> None:
-    command = [*COMMAND[:5], *arguments, "--port", "0", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["serve", "reference-moe", *arguments, "--port", "0", "--quiet"])
+    assert done.exit_code == 2
     assert sentence in " ".join(done.stderr.split())
 
 
@@ -71,8 +75,6 @@ def test_a_taken_port_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = subprocess.run(
-            [*COMMAND, "--port", str(port), "--quiet"], capture_output=True, text=True, timeout=120
-        )
-    assert done.returncode == 2
+        done = CliRunner().invoke(app, ["serve", "reference-moe", "--port", str(port), "--quiet"])
+    assert done.exit_code == 2
     assert f"port {port}" in done.stderr
