@@ -119,15 +119,9 @@ CudaExpert* Engine::DeviceRoad::host_table(std::size_t index, std::int32_t exper
   return addresses.as<CudaExpert>() + index * experts;
 }
 
-void Engine::DeviceRoad::compute(const FfnShape& shape, std::int32_t experts,
-                                 const LayerBatch& there, std::int32_t first, std::int32_t last,
-                                 std::size_t index) {
-  const std::size_t table_bytes = experts * sizeof(CudaExpert);
-  table.grow(table_bytes, "the table of experts");
-  cuda_check(api,
-             api.copy_async(table.data(), host_table(index, experts), table_bytes,
-                            CudaCopy::to_device, stream),
-             "copying the table of experts to the GPU");
+CudaFfnCall Engine::DeviceRoad::call(const FfnShape& shape, std::int32_t experts,
+                                     const LayerBatch& there, std::int32_t first,
+                                     std::int32_t last) {
   const std::size_t k = there.top_k, row = shape.hidden * size_of(there.dtype);
   CudaFfnCall call{};
   call.tokens = last - first;
@@ -140,7 +134,6 @@ void Engine::DeviceRoad::compute(const FfnShape& shape, std::int32_t experts,
   call.routing_type = static_cast<std::uint8_t>(there.weights_dtype);
   call.activation = static_cast<std::uint8_t>(shape.activation);
   call.has_gate = shape.has_gate;
-  call.table = table.data();
   call.x = static_cast<const std::byte*>(there.x) + first * row;
   call.ids = there.ids + first * k;
   call.routing =
@@ -149,7 +142,21 @@ void Engine::DeviceRoad::compute(const FfnShape& shape, std::int32_t experts,
   scratch.grow(kernels.expert_ffn_scratch_bytes(&call), "expert arithmetic");
   call.scratch = scratch.data();
   call.scratch_bytes = scratch.size();
-  cuda_check(api, kernels.expert_ffn(&call, stream), "computing experts on the GPU");
+  return call;
+}
+
+void Engine::DeviceRoad::compute(const FfnShape& shape, std::int32_t experts,
+                                 const LayerBatch& there, std::int32_t first, std::int32_t last,
+                                 std::size_t index) {
+  const std::size_t table_bytes = experts * sizeof(CudaExpert);
+  table.grow(table_bytes, "the table of experts");
+  cuda_check(api,
+             api.copy_async(table.data(), host_table(index, experts), table_bytes,
+                            CudaCopy::to_device, stream),
+             "copying the table of experts to the GPU");
+  CudaFfnCall experts_call = call(shape, experts, there, first, last);
+  experts_call.table = table.data();
+  cuda_check(api, kernels.expert_ffn(&experts_call, stream), "computing experts on the GPU");
 }
 
 void Engine::read(std::uint64_t at, std::span<std::byte> to) const {
@@ -242,6 +249,13 @@ void Engine::serve_wave_on_device(std::int32_t layer, const LayerBatch& batch, s
 void Engine::forward_on_device(std::int32_t layer, const LayerBatch& batch) {
   DeviceRoad& d = *device_;
   const std::size_t hidden = ffn_.shape.hidden;
+  if (fits_hit_path(layer, batch)) return forward_by_hits(layer, batch);
+  if (batch.captured) {
+    throw StateError(
+        "only a decode-sized batch that the slots always hold can be captured into a "
+        "graph: give fewer tokens, or more slots");
+  }
+  quiesce();
   d.use();
   d.enter(batch);
   const Nanos begin = backend_->now();

@@ -36,6 +36,9 @@ struct Engine::DeviceRoad {
   // Host and device views of a batch, whichever way it came. The host's x is its last row alone.
   void bring(const LayerBatch& batch, std::size_t hidden, LayerBatch& host, LayerBatch& there);
   void give_back(const LayerBatch& batch, const LayerBatch& there, std::size_t hidden);
+  // The kernels' call for tokens [first, last) of a batch, but for its table.
+  CudaFfnCall call(const FfnShape& shape, std::int32_t experts, const LayerBatch& there,
+                   std::int32_t first, std::int32_t last);
   // Queues the experts of tokens [first, last) whose addresses are in table number `index`.
   void compute(const FfnShape& shape, std::int32_t experts, const LayerBatch& there,
                std::int32_t first, std::int32_t last, std::size_t index);

@@ -53,11 +53,13 @@ void Engine::close() {
     wake_.notify_all();
   }
   if (prefetcher_.joinable()) prefetcher_.join();
+  give_up_hits();
   // A forward that runs elsewhere ends before its memory may go, and so does what it queued.
   std::lock_guard<std::mutex> step(step_mutex_);
   Lock lock(mutex_);
   while (wait_for_device(lock)) {
   }
+  hits_.reset();
 }
 
 void Engine::open_or_throw() const {
@@ -139,6 +141,7 @@ void Engine::collect() {
   ended_.clear();
   mover_.collect(ended_);
   for (const Mover::Ending& ending : ended_) {
+    if (ending.error.empty()) list(ending.key);
     for (Lease* lease : live_) {
       for (Lease::Entry& entry : lease->entries) {
         if (entry.key != ending.key || entry.status != Lease::Status::waiting) continue;
@@ -198,6 +201,10 @@ void Engine::demand(Lock& lock, ExpertKey key) {
 }
 
 void Engine::lease(std::int32_t layer, std::span<const std::int32_t> experts, Lease& lease) {
+  if (hits_) {
+    std::lock_guard<std::mutex> step(step_mutex_);
+    quiesce();
+  }
   Lock lock(mutex_);
   lease_locked(lock, layer, experts, lease);
 }
@@ -365,8 +372,13 @@ void Engine::prefetch_thread() {
   Lock lock(mutex_);
   std::vector<Ticket> tickets;
   while (!closed_) {
+    const bool served = hits_ && serve_reports(lock);
     collect();
     start_wishes();
+    if (hits_) {
+      if (!served) doze(lock);
+      continue;
+    }
     tickets.clear();
     mover_.prefetch_tickets(tickets);
     if (tickets.empty()) {  // nothing moves, or no slot is free for what is wished

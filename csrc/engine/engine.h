@@ -60,6 +60,9 @@ struct EngineOptions {
   std::size_t timeline_events = 0;
   bool background = true;  // threads for prefetches and the predictor; off where time is virtual
   DeviceTables device;     // without tables: the arena is host memory, and the CPU computes
+  // On a device, with background threads: decode-sized layers are queued without waiting for the
+  // host, which hears of them later (kernels/hit_path.h).
+  bool hit_path = true;
 };
 
 // Where one matrix of an expert begins: a piece of the store and an offset inside it.
@@ -90,6 +93,10 @@ struct LayerBatch {
   void* out = nullptr;
   bool on_device = false;
   Stream stream = 0;  // of that device, where the arrays are on it
+  // The stream is being captured: the layer will run whenever the graph does, on one stream at a
+  // time and no longer than the engine is open. Only for batches that the slots always hold; a call
+  // like it must have been made before, and leases are refused from then on.
+  bool captured = false;
 };
 
 // Everything counted so far. Bytes and events as telemetry/recorder.h defines them.
@@ -109,6 +116,8 @@ struct Counters {
                                        // more than it saved
   Nanos stall_ns, compute_ns, busy_ns, now_ns, foresight_ns;
 };
+
+struct HitReport;
 
 class Engine {
  public:
@@ -227,6 +236,23 @@ class Engine {
   void forward_on_device(std::int32_t layer, const LayerBatch& batch);
   void serve_wave_on_device(std::int32_t layer, const LayerBatch& batch, std::int32_t first,
                             std::int32_t last);
+  // hit_path.cc
+  struct HitService;
+  struct HitServiceDelete {
+    void operator()(HitService* service) const;
+  };
+  void open_hit_path();
+  void list(ExpertKey key);  // the device may find it
+  bool fits_hit_path(std::int32_t layer, const LayerBatch& batch) const;
+  void forward_by_hits(std::int32_t layer, const LayerBatch& batch);
+  void tell_hit_failure();
+  void quiesce();  // until the device has done what was queued, and the host has heard of it
+  void observe_report(Lock& lock, const HitReport& report);
+  void count_hit(ExpertKey key);
+  void serve_report(Lock& lock, const HitReport& report);
+  bool serve_reports(Lock& lock);
+  void doze(Lock& lock);
+  void give_up_hits();
   void release_passed();             // leases of work that the device has finished
   bool wait_for_device(Lock& lock);  // until one more lease ends; false: it holds none
 
@@ -252,7 +278,8 @@ class Engine {
   std::vector<float> shares_;  // of a step that streams, per expert
   std::vector<Lease*> live_;   // leases with experts on their way
   std::vector<Mover::Ending> ended_;
-  std::condition_variable wake_;  // the prefetch thread: there is something to move, or close
+  std::condition_variable caught_up_;  // reports were served
+  std::condition_variable wake_;       // the prefetch thread: there is something to move, or close
   std::thread prefetcher_;
 
   // For the planner.
@@ -272,7 +299,8 @@ class Engine {
   // Scratch of forward, kept so that the hot path allocates nothing.
   struct Scratch;
   std::unique_ptr<Scratch> scratch_;
-  std::unique_ptr<DeviceRoad> device_;  // null without a device
+  std::unique_ptr<DeviceRoad> device_;                  // null without a device
+  std::unique_ptr<HitService, HitServiceDelete> hits_;  // null where the host serves every layer
 };
 
 }  // namespace prophet

@@ -35,8 +35,11 @@ void Engine::set_ffn(const FfnLayout& layout) {
   check("up", layout.up);
   check("down", layout.down);
   std::lock_guard<std::mutex> step(step_mutex_);
+  if (has_ffn_ && hits_) throw StateError("set_ffn was called already: load the model again");
   ffn_ = layout;
   has_ffn_ = true;
+  Lock lock(mutex_);
+  open_hit_path();
 }
 
 CudaExpert Engine::addresses(ExpertKey key, std::int32_t slot) const {

@@ -31,7 +31,7 @@ struct HitPathMail {
   // The host writes:
   alignas(64) std::uint64_t published;  // updates written to the ring
   alignas(64) std::uint64_t answered;   // calls that may go on; the first is number 1
-  std::uint64_t given_up;               // the last call that must not; written before `answered`
+  std::uint64_t given_up;               // the last call that failed; written before `answered`
   alignas(64) std::uint64_t consumed;   // reports read
   // The device writes:
   alignas(64) std::uint64_t taken;         // updates whose place in the ring is free again

@@ -51,9 +51,9 @@ __device__ __forceinline__ void take_updates(const HitPath& path, std::uint64_t 
 // The host has read all but `report_places - 1` reports.
 __device__ __forceinline__ void wait_for_a_place(const HitPath& path, std::uint64_t call) {
   HitPathCounters& counters = *path.counters;
-  while (call - counters.consumed > path.report_places) {
+  while (call > counters.consumed + path.report_places) {
     counters.consumed = load_mapped(&path.mail->consumed);
-    if (call - counters.consumed > path.report_places) __nanosleep(kPause);
+    if (call > counters.consumed + path.report_places) __nanosleep(kPause);
   }
 }
 
@@ -64,7 +64,7 @@ __device__ __forceinline__ void stand(const HitPath& path, std::uint64_t call, s
     if (answered) break;
     __nanosleep(kPause);
   }
-  path.counters->given_up = load_mapped(&path.mail->given_up) == call ? call : 0;
+  path.counters->given_up = load_mapped(&path.mail->given_up) >= call ? call : 0;
 }
 
 __global__ void __launch_bounds__(kRouteThreads) route(HitPath path, HitPathCall call) {

@@ -83,9 +83,14 @@ void Mover::forget_displaced() {
   displaced_in_order_.pop_front();
 }
 
+bool Mover::clear(Transfer& transfer) {
+  if (!transfer.clear) transfer.clear = !may_overwrite_ || may_overwrite_(transfer.slot);
+  return transfer.clear;
+}
+
 bool Mover::start_chunk(Transfer& transfer) {
   const auto extents = store_.where(transfer.key);
-  if (transfer.cancelled || transfer.extent == extents.size()) return false;
+  if (transfer.cancelled || transfer.extent == extents.size() || !clear(transfer)) return false;
   const Extent& extent = extents[transfer.extent];
   Extent chunk = extent;
   chunk.offset += transfer.done;
@@ -129,6 +134,7 @@ void Mover::make_way(const std::function<bool(ExpertKey)>& in_the_way) {
   Transfer* youngest = nullptr;
   for (Transfer& transfer : moving_) {
     if (transfer.lane != Lane::prefetch || !in_the_way(transfer.key)) continue;
+    if (!clear(transfer)) continue;                           // its slot is nobody's yet
     if (transfer.cancelled || all_started(transfer)) return;  // it ends by itself
     youngest = &transfer;
   }
@@ -173,6 +179,9 @@ int Mover::prefetch_chunks_in_flight() const {
 void Mover::start_wishes() {
   if (!prefetching()) return;
   int free = options_.prefetch_chunks - prefetch_chunks_in_flight();
+  for (const Transfer& transfer : moving_) {
+    free -= transfer.lane == Lane::prefetch && !transfer.clear;  // held back: a chunk soon
+  }
   for (Transfer& transfer : moving_) {
     if (transfer.lane != Lane::prefetch) continue;
     while (free > 0 && start_chunk(transfer)) --free;
@@ -184,6 +193,7 @@ void Mover::start_wishes() {
     // Where no slot is worth less, the wish is dropped.
     if (!start(wish.key, Lane::prefetch, cache_.admit_wish(wish))) continue;
     while (free > 0 && start_chunk(moving_.back())) --free;
+    free -= !moving_.back().clear;
   }
   stager_.start();
 }
@@ -250,8 +260,12 @@ void Mover::finish(const Transfer& transfer, std::vector<Ending>& ended) {
 void Mover::collect(std::vector<Ending>& out) {
   stager_.collect();
   if (moving_.empty()) return;
-  for (Transfer& transfer : moving_) poll(transfer);
-  std::erase_if(moving_, [&](const Transfer& transfer) {
+  for (Transfer& transfer : moving_) {
+    if (!transfer.clear && transfer.lane == Lane::demand) start_all_chunks(transfer);
+    poll(transfer);
+  }
+  std::erase_if(moving_, [&](Transfer& transfer) {
+    if (!clear(transfer)) return false;
     if (!transfer.chunks.empty() || !(transfer.cancelled || all_started(transfer))) return false;
     finish(transfer, out);
     return true;

@@ -44,6 +44,11 @@ class Mover {
   Mover(const WeightStore& store, Backend& backend, Cache& cache, std::span<std::byte> arena,
         Recorder& recorder, MoverOptions options);
 
+  // Asked before a slot is written, and again while the answer is no: where a device reads what was
+  // evicted a moment ago, a transfer is held back until it has passed.
+  using MayOverwrite = std::function<bool(std::int32_t slot)>;
+  void ask_before_overwriting(MayOverwrite may) { may_overwrite_ = std::move(may); }
+
   // Something that ended: the expert is resident, or failed with a reason.
   struct Ending {
     ExpertKey key;
@@ -104,11 +109,13 @@ class Mover {
     std::uint64_t done = 0;     // ... from this byte of it
     std::uint64_t moved = 0;    // bytes landed
     std::vector<Chunk> chunks;  // in flight, oldest first
+    bool clear = false;         // the slot may be written
     Nanos begin = 0;
   };
 
   bool start(ExpertKey key, Lane lane, const std::optional<Cache::Placement>& placement);
-  bool start_chunk(Transfer& transfer);  // false when none is left
+  bool clear(Transfer& transfer);
+  bool start_chunk(Transfer& transfer);  // false when none is left, or the slot is not clear
   void start_all_chunks(Transfer& transfer);
   bool landed(Transfer& transfer, const Chunk& chunk);  // or failed: noted in the transfer
   void poll(Transfer& transfer);
@@ -127,6 +134,7 @@ class Mover {
   std::span<std::byte> arena_;
   Recorder& recorder_;
   MoverOptions options_;
+  MayOverwrite may_overwrite_;
   Stager stager_;
   std::vector<Transfer> moving_;              // few: at most the experts of some layers
   std::vector<Prefetch> wishes_;              // for fast memory, not started, best last

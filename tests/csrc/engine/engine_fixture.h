@@ -97,7 +97,8 @@ struct Batch {
   }
 
   // float64, straight from the definition.
-  std::vector<double> expected(const World& world, std::int32_t layer) const {
+  template <typename Files>
+  std::vector<double> expected(const Files& world, std::int32_t layer) const {
     std::vector<double> y(x.size(), 0.0);
     for (std::int32_t token = 0; token < tokens; ++token) {
       for (std::int32_t k = 0; k < top_k; ++k) {
