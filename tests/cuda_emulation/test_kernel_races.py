@@ -55,10 +55,9 @@ def races(tmp_path_factory: pytest.TempPathFactory) -> Path:
     emulator = [HERE / "fibers.cc", HERE / "kernel_emulator.cc", HERE / "immediate" / "launch.cc"]
     exports = f"-Wl,--version-script={HERE / 'races' / 'exports.map'}"
     build("-shared", *emulator, exports, "-o", folder / "libemulator.so")
-    build(
-        "-fsanitize=thread", "-x", "c++", *sorted(KERNELS.glob("*_cuda.cu")),
-        HERE / "races" / "kernel_races.cc", "-x", "none", f"-L{folder}", "-lemulator", f"-Wl,-rpath,{folder}", "-o", folder / "kernel_races",
-    )  # fmt: skip
+    sources = [*sorted(KERNELS.glob("*_cuda.cu")), HERE / "races" / "kernel_races.cc"]
+    link = [f"-L{folder}", "-lemulator", f"-Wl,-rpath,{folder}"]
+    build("-fsanitize=thread", "-x", "c++", *sources, "-x", "none", *link, "-o", folder / "kernel_races")
     return folder / "kernel_races"
 
 
