@@ -132,14 +132,14 @@ class Service:
             )
         return [
             self._job(wanted, prompt, limit, param, stops, choice)
-            for prompt in prompts
+            for prompt in map(tuple, prompts)  # shared by its choices, and counted once
             for choice in range(wanted.n)
         ]
 
     def _job(
         self,
         wanted: Wanted,
-        prompt: list[int],
+        prompt: tuple[int, ...],
         limit: int | None,
         param: str,
         stops: tuple[str, ...],
@@ -162,7 +162,7 @@ class Service:
             logprobs=wanted.alternatives,
         )
         return Job(
-            tuple(prompt),
+            prompt,
             limit or context - len(prompt),
             (*wanted.stop, *stops),
             sampling,

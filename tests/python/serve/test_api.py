@@ -83,9 +83,9 @@ def test_token_ids_and_several_prompts(running: Running, tokenizer: Any, solo: S
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_several_choices_of_one_prompt(running: Running, stream: bool) -> None:
-    """Each with a seed of its own, the first with the one that was named."""
-    client = running.client()
+def test_several_choices_of_one_prompt(running: Running, tokenizer: Any, stream: bool) -> None:
+    """Each with a seed of its own, the first with the one that was named; the prompt counts once."""
+    client, len_of_prompt = running.client(), len(tokenizer(PROMPTS[1])["input_ids"])
     settings: dict[str, Any] = {
         "model": "reference-moe", "prompt": PROMPTS[1], "max_tokens": 12, "temperature": 1.0, "seed": 8,
     }  # fmt: skip
@@ -94,7 +94,11 @@ def test_several_choices_of_one_prompt(running: Running, stream: bool) -> None:
         for chunk in client.completions.create(**settings, n=3, stream=True):
             texts[chunk.choices[0].index] += chunk.choices[0].text
     else:
-        texts = [choice.text for choice in client.completions.create(**settings, n=3).choices]
+        answer = client.completions.create(**settings, n=3)
+        texts = [choice.text for choice in answer.choices]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len_of_prompt
+        assert answer.usage.completion_tokens <= 36
     alone = client.completions.create(**settings | {"seed": 10}).choices[0].text
     assert texts[2] == alone
     assert len(set(texts)) == 3
