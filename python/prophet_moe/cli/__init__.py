@@ -33,8 +33,7 @@ USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
 app = typer.Typer(
     name="prophet",
-    help="Runs Mixture-of-Experts models whose experts do not fit in memory: the model's own tokens, "
-    "inside a memory budget.",
+    help="Mixture-of-Experts models larger than memory: their own tokens, in your budget.",
     epilog="Start with: prophet demo",
     add_completion=False,
     no_args_is_help=True,

@@ -37,7 +37,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 def address(process: subprocess.Popen[str]) -> str:
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.search(r"http://127\.0\.0\.1:\d+(?=/v1)", line):
+        if found := re.search(r"http:" r"//127\.0\.0\.1:\d+(?=/v1)", line):
             return found[0]
     raise AssertionError("the server ended without saying where it is")
 
