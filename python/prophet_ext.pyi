@@ -351,9 +351,11 @@ class Replay:
         passes: NDArray[np.integer[Any]],
         gates: NDArray[np.floating[Any]] | None = None,
         next_use: NDArray[np.int64] | None = None,
+        streams: NDArray[np.int64] | None = None,
     ) -> NDArray[np.int64]:
         """Continuous batching: passes [passes, 2] over the rows of `routes` in turn, each of so many tokens
-        of which so many are decoded. Returns when each ended, ns. Releases the GIL."""
+        of which so many are decoded; streams [rows] names the request of each, as Engine.streams. Returns
+        when each ended, ns. Releases the GIL."""
     def restart(self) -> None:
         """Empties the cache and forgets all history; what was counted stays."""
     @property

@@ -38,6 +38,7 @@ struct PyChunk {
   std::optional<Gates> gates;
   std::optional<Next> next;
   std::optional<Gates> hidden;
+  std::optional<Next> streams = {};
 
   Replay::Chunk chunk() const {
     Replay::Chunk out;
@@ -45,6 +46,7 @@ struct PyChunk {
     if (gates) out.gates = span_of(*gates);
     if (next) out.next = span_of(*next);
     if (hidden) out.hidden = span_of(*hidden);
+    if (streams) out.streams = span_of(*streams);
     return out;
   }
 };
@@ -173,7 +175,7 @@ void register_sim(py::module_& m) {
       .def(
           "packed",
           [](Replay& self, Routes routes, const Routes& passes, std::optional<Gates> gates,
-             std::optional<Next> next) {
+             std::optional<Next> next, std::optional<Next> streams) {
             if (passes.ndim() != 2 || passes.shape(1) != 2) {
               throw InvalidArgument("passes are [passes, 2]: tokens, and how many are decoded");
             }
@@ -181,7 +183,8 @@ void register_sim(py::module_& m) {
             for (const std::int32_t* at = passes.data(); at < passes.data() + passes.size();
                  at += 2)
               list.push_back({at[0], at[1]});
-            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next), {}};
+            const PyChunk chunk{
+                std::move(routes), std::move(gates), std::move(next), {}, std::move(streams)};
             const Replay::Chunk spans = chunk.chunk();
             std::vector<Nanos> ends;
             {
@@ -191,7 +194,7 @@ void register_sim(py::module_& m) {
             return Next(static_cast<py::ssize_t>(ends.size()), ends.data());
           },
           py::arg("routes"), py::arg("passes"), py::arg("gates") = py::none(),
-          py::arg("next_use") = py::none())
+          py::arg("next_use") = py::none(), py::arg("streams") = py::none())
       .def("restart", &Replay::restart)
       .def_property_readonly("rooms", &Replay::rooms)
       .def("result", [](const Replay& self) { return to_dict(self.result()); });

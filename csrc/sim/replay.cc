@@ -205,6 +205,8 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
     const std::size_t here = tokens * row;
     emulator_->begin(rest.first(here), rest.subspan(here, std::min(rest.size() - here, here)));
   }
+  const auto rows = chunk.streams.empty() ? chunk.streams : chunk.streams.subspan(first, tokens);
+  engine_->streams({rows.begin(), rows.end()});
   compute(options_.times.pass);
   for (std::int32_t layer = 0; layer < g.layers; ++layer) {
     const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
@@ -279,8 +281,13 @@ std::int32_t Replay::begin(const Chunk& chunk) {
         "hidden states are [tokens, layers, width], but " + std::to_string(chunk.hidden.size()) +
         " numbers are not one row for each of " + std::to_string(read) + " routers");
   }
+  const std::size_t tokens = chunk.routes.size() / row;
+  if (!chunk.streams.empty() && chunk.streams.size() != tokens) {
+    throw InvalidArgument("each of " + std::to_string(tokens) + " tokens is of one request, but " +
+                          std::to_string(chunk.streams.size()) + " are named");
+  }
   next_at_ = 0;
-  return static_cast<std::int32_t>(chunk.routes.size() / row);
+  return static_cast<std::int32_t>(tokens);
 }
 
 void Replay::refuse_next(const Chunk& chunk) const {

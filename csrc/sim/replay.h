@@ -80,13 +80,14 @@ class Replay {
 
   // Routes are [tokens, layers, top_k], dense; gates the same, or empty when not recorded. `next`
   // is what NextUse says about these passes, or empty: only the bounds need it. What the routers
-  // read is [tokens, layers, width], or empty. Throws InvalidArgument: sizes that disagree, ids out
-  // of range.
+  // read is [tokens, layers, width], or empty. `streams` is the request of each token, or empty:
+  // Engine::streams. Throws InvalidArgument: sizes that disagree, ids out of range.
   struct Chunk {
     std::span<const std::int32_t> routes;
     std::span<const float> gates;
     std::span<const std::int64_t> next;
     std::span<const float> hidden = {};
+    std::span<const std::int64_t> streams = {};
   };
   // Decodes: forward passes of `batch` tokens each (of as many sequences), the last of what is
   // left.

@@ -56,6 +56,7 @@ class Piece:
     """Passes that are replayed in one call, and their rows one after the other."""
 
     rows: NDArray[np.int64]
+    requests: NDArray[np.int64]  # [rows]
     passes: NDArray[np.int32]  # [passes, 2]: tokens, decoded
 
 
@@ -100,7 +101,7 @@ def serve(
         routes = np.asarray(experts[piece.rows], np.int32)
         shown = None if gates is None else np.asarray(gates[piece.rows], np.float32)
         following = None if future is None else future.pop()
-        ends.append(core.packed(routes, piece.passes, shown, following))
+        ends.append(core.packed(routes, piece.passes, shown, following, piece.requests))
         union += distinct(routes, piece.passes[:, 0], trace.experts_per_layer)
         if progress is not None:
             progress(len(piece.rows))
@@ -144,7 +145,8 @@ def _pieces(steps: Sequence[Step]) -> Iterator[Piece]:
 
 def _piece(steps: Sequence[Step]) -> Piece:
     passes = np.array([(len(step.rows), step.decoded) for step in steps], np.int32)
-    return Piece(np.concatenate([step.rows for step in steps]), passes)
+    rows = np.concatenate([step.rows for step in steps])
+    return Piece(rows, np.concatenate([step.requests for step in steps]), passes)
 
 
 def _future(trace: TraceReader, pieces: Sequence[Piece], rooms: list[int]) -> list[NDArray[np.int64]]:

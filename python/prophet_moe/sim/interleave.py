@@ -8,6 +8,7 @@ goes round the domains, so that sequences which live together differ.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Step:
     """One forward pass."""
 
     rows: NDArray[np.int64]  # tokens of the trace: decoded ones first, then prompts'
+    requests: NDArray[np.int64]  # [rows]: of which request each is, numbered as they come
     decoded: int
     came: tuple[int, ...]  # sequences whose first token is in this pass
     answered: tuple[int, ...]  # sequences whose prompt ends in this pass
@@ -32,6 +34,7 @@ class Step:
 
 @dataclass
 class _Live:
+    request: int
     sequence: int
     rows: NDArray[np.int64]
     prompt: NDArray[np.bool_]  # [rows]
@@ -87,27 +90,35 @@ def schedule(
         )
     coming = [sequence for sequence in reversed(order) if len(trace.sequence(sequence))]
     live: list[_Live] = []
+    requests = itertools.count()
     while live or coming:
         came = []
         while coming and len(live) < concurrency:
             sequence = coming.pop()
             rows = trace.rows(sequence)
             mask = prompt_mask(trace, sequence, prompt_tokens)
-            live.append(_Live(sequence, np.arange(rows.start, rows.stop), mask))
+            live.append(_Live(next(requests), sequence, np.arange(rows.start, rows.stop), mask))
             came.append(sequence)
         decoded, prompts, answered, room = [], [], [], PASS
         for one in live:
             if one.decodes:
-                decoded.append(one.rows[one.at : one.at + 1])
+                decoded.append((one.request, one.rows[one.at : one.at + 1]))
                 one.at += 1
                 continue
             rest = one.prompt[one.at :]
             whole = len(rest) if rest.all() else int(np.argmin(rest))
             taken = min(whole, room)
-            prompts.append(one.rows[one.at : one.at + taken])
+            prompts.append((one.request, one.rows[one.at : one.at + taken]))
             one.at += taken
             room -= taken
             if taken == whole:
                 answered.append(one.sequence)
-        yield Step(np.concatenate([*decoded, *prompts]), len(decoded), tuple(came), tuple(answered))
+        parts = decoded + prompts
+        yield Step(
+            rows=np.concatenate([mine for _, mine in parts]),
+            requests=np.concatenate([np.full(len(mine), request) for request, mine in parts]),
+            decoded=len(decoded),
+            came=tuple(came),
+            answered=tuple(answered),
+        )
         live = [one for one in live if not one.ended]

@@ -43,6 +43,7 @@ def test_every_token_is_served_once_in_order(
         assert mine == sorted(mine)
     for step in steps:
         owners = [trace.owner[row] for row in step.rows.tolist()]
+        assert step.requests.tolist() == owners, "they come in the order of their numbers"
         assert len(set(owners)) <= concurrency
         decoded = owners[: step.decoded]
         assert len(set(decoded)) == len(decoded), "one token of a sequence in a pass"
