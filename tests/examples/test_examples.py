@@ -68,6 +68,13 @@ def test_simulate(tmp_path: Path) -> None:
     assert "Plotly.newPlot" in (tmp_path / "report.html").read_text()
 
 
+def test_serve_and_ask() -> None:
+    said = run("07_serve_and_ask")
+    assert "stream:" in said
+    assert "whole:" in said
+    assert re.search(r"^prophet_new_tokens_total 48\.0$", said, re.MULTILINE)
+
+
 def test_expert_parallel() -> None:
     pytest.importorskip("transformers.distributed.expert_parallel")
     said = run("08_expert_parallel")

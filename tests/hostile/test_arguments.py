@@ -90,7 +90,7 @@ def test_slots_beyond_the_budget(sound: Path, refused: Refused) -> None:
     ("options", "parts"),
     [
         ({"system": "prophecy"}, ("'prophecy'", "lru", "expected-next-use")),
-        ({"backend": "tpu"}, ("'tpu'", "use cpu")),
+        ({"backend": "tpu"}, ("'tpu'", "auto, cpu, cuda")),
         ({"pool": "puddle"}, ("'puddle'", "global or per-layer")),
         ({"io": "floppy"}, ("'floppy'", "uring or pread")),
         ({"dtype": "float8"}, ("'float8'", "float32, float16 or bfloat16")),

@@ -110,6 +110,8 @@ def join(wanted: Any) -> Ranks | None:
             "expert parallelism runs on CPUs, and transformers would take the accelerator that it sees: "
             "hide it, as by CUDA_VISIBLE_DEVICES=''."
         )
+    if importlib.util.find_spec("accelerate") is None:
+        raise InvalidArgument("expert parallelism needs accelerate: pip install 'prophet-moe[parallel]'.")
     if not dist.is_initialized():
         try:
             dist.init_process_group("gloo", timeout=_PATIENCE)
