@@ -33,7 +33,7 @@ USE, UNDERSTAND, STUDY = "use", "understand", "study"
 
 app = typer.Typer(
     name="prophet",
-    help="Mixture-of-Experts models larger than memory: their own tokens, in your budget.",
+    help="Runs Mixture-of-Experts models larger than memory, exactly, in your budget.",
     epilog="Start with: prophet demo",
     add_completion=False,
     no_args_is_help=True,
