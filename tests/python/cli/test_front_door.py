@@ -11,7 +11,7 @@ from prophet_moe.cli import app
 
 GROUP = typer.main.get_command(app)
 VERBS = {
-    "use": {"run", "chat", "pack", "demo"},
+    "use": {"serve", "run", "chat", "pack", "demo"},
     "understand": {"plan", "doctor"},
     "study": {"bench", "trace", "simulate", "train", "score", "report", "analyze"},
 }
