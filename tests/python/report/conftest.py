@@ -49,7 +49,7 @@ def make_line(system: str, slots: str, scale: float = 1.0, prefetch: bool = Fals
         "lane": "link",
         "link_scale": scale, "pool": "global", "cold": False, "sequences": 3, "held_out": None,
         "predictor": "toy.safetensors" if system == "prophet" else None, "predictor_seen": None,
-        "options": {},
+        "serving": None, "options": {},
         "times": {"name": "rtx4090-pcie4", "bytes_per_second": 25e9 * scale, "latency_ns": 0,
                   "overhead_ns": 0,
                   "chunk_bytes": 1 << 20, "pass_ns": 0, "layer_ns": 250_000, "layer_token_ns": 0,
