@@ -50,6 +50,7 @@ try:
             print(json.loads(line[6:])["choices"][0]["delta"].get("content", ""), end="", flush=True)
     other.join()
     page = urllib.request.urlopen(server.address(bound) + "/metrics").read().decode()
+    print()
     print("\n".join(line for line in page.splitlines() if line.startswith(("prophet_hits", "prophet_new"))))
 finally:
     http.should_exit = True
