@@ -403,10 +403,10 @@ def build_info() -> dict[str, str]:
 def cuda_info() -> dict[str, Any]:
     """What there is of CUDA; never raises.
 
-    library (path), loaded, devices (that the driver shows; 0: none can be used), reason (a sentence where that
-    is so), device: None, or of the first usable one name, pci_bus_id, capability (major, minor), memory_total,
-    memory_free, multiprocessors, copy_engines, can_map_host, shared_memory_most, driver_version, runtime_version
-    (13000: CUDA 13.0), emulated."""
+    library (path), loaded, devices (that the driver shows; 0: none can be used), reason (a sentence
+    where that is so), device: None, or of the first usable one name, pci_bus_id, capability (major,
+    minor), memory_total, memory_free, multiprocessors, copy_engines, can_map_host, shared_memory_most,
+    driver_version, runtime_version (13000: CUDA 13.0), emulated."""
 
 def cuda_bandwidth(seconds: float) -> dict[str, float | bool]:
     """Bytes per second between host and device, each measured for about `seconds`: to_device, to_host,
