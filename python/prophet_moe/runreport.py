@@ -11,7 +11,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prophet_ext import Engine
 
 COUNTERS = (
     "bytes_moved",
@@ -262,3 +265,24 @@ def build_report(
         else None,
         peak_rss_bytes=peak_rss_bytes,
     )
+
+
+def counted(engine: Engine) -> dict[str, Any]:
+    """What an engine has done so far, in the names of the report. Raises StateError after close."""
+    counters = engine.counters()
+    return {
+        "arena_bytes": engine.arena_bytes,
+        "bytes": {
+            kind: counters[f"bytes_{kind}"]
+            for kind in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
+        },
+        "hits": {
+            "resident": counters["hits_resident"],
+            "in_flight": counters["hits_in_flight"],
+            "miss": counters["misses"],
+        },
+        "stall_ms": counters["stall_ns"] / 1e6,
+        "evictions": counters["evictions"],
+        "evicted_before_use": counters["evicted_before_use"],
+        "layer_steps": counters["layer_steps"],
+    }

@@ -9,6 +9,7 @@ from prophet_moe.errors import ProphetError, StateError
 from prophet_moe.models.experts import LAYER
 from prophet_moe.models.inspect import ModelInfo
 from prophet_moe.models.parallel import Ranks
+from prophet_moe.runreport import counted
 
 OFFLOAD = "_prophet_offload"  # key in model.__dict__
 
@@ -78,9 +79,9 @@ def report(model: Any) -> dict[str, Any]:
     """
     offload = offload_of(model)
     info, engine = offload.info, offload.engine
-    counters = engine.counters()
     mine = {} if offload.ranks is None else {"rank": offload.ranks.rank, "ranks": offload.ranks.size}
-    return mine | {
+    return {
+        **mine,
         "model": info.name,
         "backend": offload.backend,
         "system": offload.system,
@@ -89,20 +90,7 @@ def report(model: Any) -> dict[str, Any]:
         "expert_slots": engine.slots,
         "experts_total": info.experts_total,
         "expert_bytes": info.expert_bytes,
-        "arena_bytes": engine.arena_bytes,
-        "bytes": {
-            kind: counters[f"bytes_{kind}"]
-            for kind in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
-        },
-        "hits": {
-            "resident": counters["hits_resident"],
-            "in_flight": counters["hits_in_flight"],
-            "miss": counters["misses"],
-        },
-        "stall_ms": counters["stall_ns"] / 1e6,
-        "evictions": counters["evictions"],
-        "evicted_before_use": counters["evicted_before_use"],
-        "layer_steps": counters["layer_steps"],
+        **counted(engine),
     }
 
 

@@ -1,14 +1,13 @@
 """Result lines made up to have every outcome, and a real browser."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chromium import open_chromium
 
 from prophet_moe.analysis import Options, analyze
 from prophet_moe.formats.trace import TraceReader, TraceWriter
@@ -118,42 +117,11 @@ def scored(recorded: TraceReader) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Callable[[int, bool], Any]]:
     """browser(width, dark) -> a Chromium of its own, as narrow as a phone or as wide as a desk."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver: install Debian's chromium and chromium-driver")
-    from selenium import webdriver
-
     opened: list[Any] = []
 
     def open_one(width: int, dark: bool) -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for flag in (
-            "--headless=new",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-sync",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-dev-shm-usage",
-        ):
-            options.add_argument(flag)  # fmt: skip
-        if os.getuid() == 0:
-            options.add_argument("--no-sandbox")  # it refuses to run as root otherwise
-        metrics = {"width": width, "height": 900, "pixelRatio": 1}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        found = webdriver.Chrome(options, webdriver.ChromeService(driver))
-        opened.append(found)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        found.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        found.execute_cdp_cmd("Network.enable", {})
-        found.execute_cdp_cmd(
-            "Network.emulateNetworkConditions",
-            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-        )
-        return found
+        opened.append(open_chromium(width, dark, offline=True))
+        return opened[-1]
 
     yield open_one
     for one in opened:

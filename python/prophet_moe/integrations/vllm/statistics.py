@@ -11,6 +11,7 @@ from typing import Any
 from prophet_ext import Engine
 from prophet_moe.errors import ProphetError
 from prophet_moe.integrations.vllm.records import LayerShape
+from prophet_moe.runreport import counted
 
 SECONDS = 1.0  # between two looks
 
@@ -37,7 +38,7 @@ class Statistics:
 
     def report(self) -> dict[str, Any]:
         """The keys of prophet_moe.report; `exact` is null: Prophet knows bits of transformers' sums only."""
-        engine, counters = self._engine, self._engine.counters()
+        engine = self._engine
         return {
             "model": self._model,
             "backend": "vllm-cpu",
@@ -47,21 +48,7 @@ class Statistics:
             "expert_slots": engine.slots,
             "experts_total": engine.layers * engine.experts_per_layer,
             "expert_bytes": sum(self._shape.piece_bytes),
-            "arena_bytes": engine.arena_bytes,
-            "bytes": {
-                kind: counters[f"bytes_{kind}"]
-                for kind in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
-            },
-            "hits": {
-                "resident": counters["hits_resident"],
-                "in_flight": counters["hits_in_flight"],
-                "miss": counters["misses"],
-            },
-            "stall_ms": counters["stall_ns"] / 1e6,
-            "evictions": counters["evictions"],
-            "evicted_before_use": counters["evicted_before_use"],
-            "layer_steps": counters["layer_steps"],
-        }
+        } | counted(engine)
 
     def end(self) -> None:
         """Writes the file a last time; the engine may then close. Idempotent."""
