@@ -317,7 +317,7 @@ class Replay:
         layer_token_ns: int = 0,
         expert_ns: int = 0,
         expert_token_ns: int = 0,
-        miss_ns: int = 0,
+        wait_ns: int = 0,
         predictor: Predictor | None = None,
         prefetch: Mapping[str, Any] | None = None,
         emulate: tuple[float, int] | None = None,

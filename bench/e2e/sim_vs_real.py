@@ -9,9 +9,9 @@ to the count.
 Times are those of a quiet machine, as far as a shared one can tell: a step does the same work in every
 round, so its time is its least over the rounds, and a system's time is the mean over steps. The card is made
 the same way from measurements between the rounds: the disk with the model's own file, in bursts as a layer
-demands them, a layer and an expert by decoding with every expert in memory, and what a miss costs the
-processor by decoding with none. These are runs of their own; nothing is fitted to those that are compared,
-though `on-demand` among them does what the last of these does.
+demands them, a layer and an expert by decoding with every expert in memory, and what waiting costs beside
+the disk's own time by decoding with none. These are runs of their own; nothing is fitted to those that are
+compared, though `on-demand` among them does what the last of these does.
 """
 
 from __future__ import annotations
@@ -117,15 +117,19 @@ def measure(model: Path, expert_bytes: int, top_k: int, seconds: float) -> Measu
 def quiet(rounds: Sequence[Measured]) -> Machine:
     """What a quiet machine would have shown: the best of each number, and of each step its best round."""
     layer_ns = least([one.resident.layer_ns for one in rounds])
-    read_ns = least([one.demanded.layer_ns for one in rounds]) - layer_ns
+    bytes_per_second = max(one.bytes_per_second for one in rounds)
+    latency_ns = min(one.latency_ns for one in rounds)
+    model = rounds[0].resident
+    reading_ns = latency_ns + model.top_k * model.expert_bytes / bytes_per_second * 1e9
+    waited_ns = least([one.demanded.whole_ns for one in rounds]) - layer_ns - reading_ns
     return Machine(
         name="this machine",
-        bytes_per_second=max(one.bytes_per_second for one in rounds),
-        latency_ns=round(min(one.latency_ns for one in rounds)),
+        bytes_per_second=bytes_per_second,
+        latency_ns=round(latency_ns),
         chunk_bytes=CHUNK,
         layer_ns=round(layer_ns),
         expert_ns=round(least([one.resident.expert_ns for one in rounds])),
-        miss_ns=max(0, round(read_ns / rounds[0].resident.top_k)),
+        wait_ns=max(0, round(waited_ns)),
     )
 
 

@@ -103,7 +103,7 @@ std::unique_ptr<Replay> make_replay(
     std::uint64_t expert_bytes, const std::variant<std::string, py::function>& policy,
     const std::string& pool, bool keep, double bytes_per_second, Nanos latency_ns,
     Nanos overhead_ns, std::uint64_t chunk_bytes, int prefetch_chunks, Nanos pass_ns,
-    Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns, Nanos miss_ns,
+    Nanos layer_ns, Nanos layer_token_ns, Nanos expert_ns, Nanos expert_token_ns, Nanos wait_ns,
     const std::shared_ptr<PyPredictor>& predictor, const std::optional<py::dict>& prefetch,
     const std::optional<std::pair<double, std::int32_t>>& emulate, bool clairvoyant,
     bool streaming) {
@@ -113,7 +113,7 @@ std::unique_ptr<Replay> make_replay(
   options.link.bytes_per_second = bytes_per_second;
   options.link.latency = latency_ns;
   options.link.overhead = overhead_ns;
-  options.times = {pass_ns, layer_ns, layer_token_ns, expert_ns, expert_token_ns, miss_ns};
+  options.times = {pass_ns, layer_ns, layer_token_ns, expert_ns, expert_token_ns, wait_ns};
   options.engine.slots = slots;
   if (const auto* name = std::get_if<std::string>(&policy)) {
     options.engine.policy = *name;
@@ -145,7 +145,7 @@ void register_sim(py::module_& m) {
            py::arg("latency_ns") = 0, py::arg("overhead_ns") = 0, py::arg("chunk_bytes") = 1 << 20,
            py::arg("prefetch_chunks") = 2, py::arg("pass_ns") = 0, py::arg("layer_ns") = 0,
            py::arg("layer_token_ns") = 0, py::arg("expert_ns") = 0, py::arg("expert_token_ns") = 0,
-           py::arg("miss_ns") = 0, py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
+           py::arg("wait_ns") = 0, py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
            py::arg("emulate") = py::none(), py::arg("clairvoyant") = false,
            py::arg("streaming") = true)
       .def(

@@ -43,7 +43,7 @@ void add(Counters& sum, const Counters& c) {
 }
 
 void require_times(const ComputeTimes& t) {
-  for (Nanos time : {t.pass, t.layer, t.layer_token, t.expert, t.expert_token, t.miss}) {
+  for (Nanos time : {t.pass, t.layer, t.layer_token, t.expert, t.expert_token, t.wait}) {
     if (time < 0) {
       throw InvalidArgument("computing takes 0 ns or more, not " + std::to_string(time) +
                             ": mend the machine's times");
@@ -183,7 +183,7 @@ void Replay::serve(std::int32_t layer, const Wave& wave, std::span<const std::in
   }
   engine_->release(lease_);
   // A bound knows what comes, and asks for it when it has the time.
-  if (!bound_) compute(Nanos(waited_for) * options_.times.miss);
+  if (!bound_ && waited_for > 0) compute(options_.times.wait);
   ++done_.counters.waves;
 }
 

@@ -38,7 +38,7 @@ struct ComputeTimes {
   Nanos layer_token = 0;   // the same, per token
   Nanos expert = 0;        // one expert, however many of its tokens
   Nanos expert_token = 0;  // the same, per token that chose it
-  Nanos miss = 0;          // per expert that was waited for: asking, waking, colder caches
+  Nanos wait = 0;          // a layer that waited for bytes: asking, being woken, colder caches
 };
 
 struct ReplayOptions {

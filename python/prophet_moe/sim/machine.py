@@ -13,8 +13,9 @@ class Machine:
 
     A chunk holds the link for overhead + bytes / bandwidth and lands `latency` later. A forward pass of n
     tokens takes `pass_ns`; each of its MoE layers `layer_ns` + n * `layer_token_ns` until the router has
-    spoken; each expert `expert_ns` + `expert_token_ns` per token that chose it, and `miss_ns` if it was not
-    resident: what asking for it, being woken and colder caches cost the processor.
+    spoken, and `wait_ns` more if any of its experts was not resident: what asking for them, being woken and
+    colder caches cost beside the link's own time; each expert `expert_ns` + `expert_token_ns` per token that
+    chose it.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Machine:
     layer_token_ns: int = 0
     expert_ns: int = 0
     expert_token_ns: int = 0
-    miss_ns: int = 0
+    wait_ns: int = 0
 
     @classmethod
     def of_ratio(cls, transfer: float, top_k: int, expert_bytes: int, layer_ns: int = 1_000_000) -> Machine:

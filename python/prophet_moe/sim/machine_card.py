@@ -7,12 +7,12 @@ A forward pass reads every weight that it uses once and computes two operations 
     layer_token_ns  = 2 x layer_parameters / flops + kv_bytes_per_token x CONTEXT / memory
     expert_ns       = fixed + expert_bytes / memory
     expert_token_ns = 2 x expert_parameters / flops
-    miss_ns         = fixed, 0 where the card has none
+    wait_ns         = fixed, 0 where the card has none
 
 where memory = memory_bytes_per_second x memory_share and flops = flops_per_second x flops_share: shares of
 the peaks that kernels reach. The two terms are added rather than the larger one taken, so that a batch costs
 slightly too much and never too little. A card may state the five times of a model outright, measured, in
-[times.MODEL]; they replace the formulas (all but that of miss_ns).
+[times.MODEL]; they replace the formulas (all but that of wait_ns).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COMPUTE = (
     "layer_ns",
     "expert_ns",
 )
-_MISS = "miss_ns"
+_WAIT = "wait_ns"
 _TIMES = ("pass_ns", "layer_ns", "layer_token_ns", "expert_ns", "expert_token_ns")
 _POSITIVE = {"bytes_per_second": 1.0, "chunk_bytes": 1.0, "memory_bytes_per_second": 1.0,
              "flops_per_second": 1.0, "memory_share": 1e-6, "flops_share": 1e-6, "bytes": 1.0}  # fmt: skip
@@ -55,7 +55,7 @@ class MachineCard:
     lane: str  # the lane that experts come by unless another is asked for
     lanes: dict[str, dict[str, Figure]]  # "link": host to fast memory, "disk": NVMe; the keys of _LANE
     fast_memory: dict[str, Figure]  # "bytes"
-    compute: dict[str, Figure]  # the keys of _COMPUTE, and perhaps miss_ns
+    compute: dict[str, Figure]  # the keys of _COMPUTE, and perhaps wait_ns
     times: dict[str, dict[str, Figure]] = field(default_factory=dict)  # by model: the keys of _TIMES
 
     @property
@@ -85,7 +85,7 @@ class MachineCard:
             latency_ns=round(figures["latency_ns"]),
             overhead_ns=round(figures["chunk_overhead_ns"]),
             chunk_bytes=round(figures["chunk_bytes"]),
-            miss_ns=round(self.compute[_MISS].value) if _MISS in self.compute else 0,
+            wait_ns=round(self.compute[_WAIT].value) if _WAIT in self.compute else 0,
             **self._times(model),
         )
 
@@ -135,7 +135,7 @@ def read_machine(name_or_path: str) -> MachineCard:
         lane=card.text("lane"),
         lanes=lanes,
         fast_memory=_figures(card.table("fast_memory"), ("bytes",)),
-        compute=_figures(compute, (*_COMPUTE, _MISS) if compute.has(_MISS) else _COMPUTE),
+        compute=_figures(compute, (*_COMPUTE, _WAIT) if compute.has(_WAIT) else _COMPUTE),
         times=times,
     )
     card.done()

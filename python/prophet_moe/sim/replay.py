@@ -173,7 +173,7 @@ def make_core(
         layer_token_ns=machine.layer_token_ns,
         expert_ns=machine.expert_ns,
         expert_token_ns=machine.expert_token_ns,
-        miss_ns=machine.miss_ns,
+        wait_ns=machine.wait_ns,
         prefetch=None if prefetch is None else dict(prefetch),
         **settings,
     )

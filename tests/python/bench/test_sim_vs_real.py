@@ -46,13 +46,18 @@ def test_a_step_counts_by_its_quietest_round() -> None:
     assert sim_vs_real.least([[3.0, 9.0], [5.0, 1.0]]) == 2.0
 
 
-def times(layer_ns: list[float], expert_ns: list[float]) -> DecodeTimes:
-    return DecodeTimes(2, layer_ns, expert_ns)
+def times(layer_ns: list[float], expert_ns: list[float], waited_ns: float = 0.0) -> DecodeTimes:
+    return DecodeTimes(2, 1000, layer_ns, [layer + waited_ns for layer in layer_ns], expert_ns)
 
 
 def test_the_quiet_machine_has_the_best_of_each() -> None:
-    first = sim_vs_real.Measured(1e9, 5e4, times([100.0, 300.0], [9.0]), times([400.0, 400.0], [50.0]))
-    second = sim_vs_real.Measured(5e8, 4e4, times([200.0, 200.0], [8.0]), times([500.0, 380.0], [50.0]))
+    first = sim_vs_real.Measured(
+        1e9, 5e4, times([100.0, 300.0], [9.0]), times([400.0, 400.0], [50.0], 45_000.0)
+    )
+    second = sim_vs_real.Measured(
+        5e8, 4e4, times([200.0, 200.0], [8.0]), times([500.0, 380.0], [50.0], 45_000.0)
+    )
     best = sim_vs_real.quiet([first, second])
     assert (best.bytes_per_second, best.latency_ns, best.layer_ns, best.expert_ns) == (1e9, 40_000, 150, 8)
-    assert best.miss_ns == 120  # (390 - 150) for two experts
+    reading = 40_000 + 2 * 1000  # two experts at 1 GB/s
+    assert best.wait_ns == 390 + 45_000 - 150 - reading
