@@ -1,7 +1,9 @@
 #include "device/cpu/arena.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +16,12 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr int kNiceness = 5;  // behind the layers; not last, since who maps memory waits for it
+#ifdef MADV_POPULATE_WRITE
+constexpr int kPopulate = MADV_POPULATE_WRITE;
+#else
+constexpr int kPopulate = 23;  // older headers than the system
+#endif
 
 }  // namespace
 
@@ -38,8 +46,25 @@ Arena::Arena(std::size_t bytes) {
   // Advice: where it is refused, small pages serve.
   if (mapped_ >= kHugePage) madvise(base, mapped_ / kHugePage * kHugePage, MADV_HUGEPAGE);
   bytes_ = {base, bytes};
+  toucher_ = std::thread([this] { touch(); });
 }
 
-Arena::~Arena() { munmap(bytes_.data(), mapped_); }
+Arena::~Arena() {
+  stop_ = true;
+  wait_touched();
+  munmap(bytes_.data(), mapped_);
+}
+
+void Arena::wait_touched() {
+  if (toucher_.joinable()) toucher_.join();
+}
+
+// Populating writes nothing: a page that a read has filled already stays as it is.
+void Arena::touch() {
+  setpriority(PRIO_PROCESS, 0, kNiceness);  // Linux: of this thread alone
+  for (std::size_t at = 0; at < mapped_ && !stop_; at += kHugePage) {
+    if (madvise(bytes_.data() + at, std::min(kHugePage, mapped_ - at), kPopulate) != 0) return;
+  }
+}
 
 }  // namespace prophet

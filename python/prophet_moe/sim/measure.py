@@ -75,8 +75,8 @@ def measure_card(name: str, path: Path | None, told: Callable[[str], None] = lam
             ),
             "wait_ns": _measured(
                 max(0.0, wait_ns),
-                f"a layer of {REFERENCE} that reads every expert, less one that reads none, less the disk's own "
-                "time for these bytes",
+                f"a layer of {REFERENCE} that reads every expert, less one that reads none, less the disk's "
+                "own time for these bytes",
             ),
         },
     )
