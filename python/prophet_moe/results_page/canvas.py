@@ -6,30 +6,38 @@ pixels, `meta.legend` says whether room for a legend is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from zlib import crc32
 
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from prophet_moe.results_page.study import BOUNDS, RESIDENT, Study
 from prophet_moe.sim.results import Line
+from prophet_moe.sim.systems import systems_known
 
 COLOURS = qualitative.T10[:9] + qualitative.Dark2  # seen on light and on dark
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hexagon")
 GREY = "#8a8f98"
-BLUE, GREEN, AMBER, RED = "#5b7db1", "#4f9d69", "#d9a441", "#c0504d"
+BLUE, GREEN, AMBER, RED, VIOLET = "#5b7db1", "#4f9d69", "#d9a441", "#c0504d", "#8c6bb1"
 
 Value = Callable[[Line], float | None]
 Fill = Callable[[go.Figure, list[str], list[Line]], None]
 
 
-def style(study: Study, system: str) -> dict[str, Any]:
-    """Line and marker of a system, the same in all figures; bounds are grey and dashed."""
-    place = study.systems.index(system)
+def style(name: str) -> dict[str, Any]:
+    """Line and marker of a system, the same in all figures of all pages; bounds are grey and dashed.
+
+    name: with options where those vary (`prophet least=0.5`), which change the marker alone.
+    """
+    system, _, options = name.partition(" ")
+    order = [known for known in systems_known() if known not in BOUNDS]
+    place = order.index(system) if system in order else crc32(system.encode())
     colour = GREY if system in BOUNDS else COLOURS[place % len(COLOURS)]
     dash = "dot" if system == RESIDENT else "dash" if system in BOUNDS else "solid"
-    marker = {"color": colour, "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8}
+    variant = BOUNDS.index(system) if system in BOUNDS else place + crc32(options.encode())
+    marker = {"color": colour, "symbol": SYMBOLS[variant % len(SYMBOLS)], "size": 8}
     return {"line": {"color": colour, "dash": dash}, "marker": marker}
 
 
@@ -50,13 +58,12 @@ def empty(x: str, y: str, plot: int = 320, legend: bool = True, **layout: Any) -
     return figure
 
 
-def add_curve(figure: go.Figure, study: Study, system: str, pairs: list[tuple[float, float]]) -> None:
+def add_curve(figure: go.Figure, system: str, pairs: list[tuple[float, float]], **more: Any) -> None:
     """Points (x, y) of a system in its style; nothing where there are none."""
     if pairs:
         x, y = zip(*sorted(pairs), strict=True)
-        figure.add_scatter(
-            x=x, y=y, name=system, mode="lines+markers", hovertemplate="%{y:.4g}", **style(study, system)
-        )
+        look = style(system) | {"mode": "lines+markers", "hovertemplate": "%{y:.4g}"} | more
+        figure.add_scatter(x=x, y=y, name=system, **look)
 
 
 def over_slots(study: Study, of: Value, y: str, log: bool = False) -> go.Figure:
@@ -69,9 +76,9 @@ def over_slots(study: Study, of: Value, y: str, log: bool = False) -> go.Figure:
             for slots in study.slots
             if (line := study.line(system, slots)) and (value := of(line)) is not None
         ]
-        add_curve(figure, study, system, pairs)
+        add_curve(figure, system, pairs)
     if log:
-        _logarithmic(figure.update_yaxes)
+        logarithmic(figure.update_yaxes)
     return figure
 
 
@@ -92,14 +99,14 @@ def over_bandwidth(study: Study, of: Value, y: str, log: bool = False) -> go.Fig
             for line in lines
             if study.name(line) == system and (value := of(line)) is not None
         ]
-        add_curve(figure, study, system, pairs)
-    _logarithmic(figure.update_xaxes)
+        add_curve(figure, system, pairs)
+    logarithmic(figure.update_xaxes)
     if log:
-        _logarithmic(figure.update_yaxes)
+        logarithmic(figure.update_yaxes)
     return figure
 
 
-def _logarithmic(update: Callable[..., Any]) -> None:
+def logarithmic(update: Callable[..., Any]) -> None:
     ticks = [digit * 10.0**power for power in range(-4, 7) for digit in (1, 2, 5)]
     update(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
@@ -117,19 +124,24 @@ def rows_by_slots(study: Study, x: str, fill: Fill, legend: bool = True, **layou
         pairs = [(name, line) for name in systems if (line := study.line(name, slots))]
         fill(figure, [name for name, _ in pairs], [line for _, line in pairs])
         owner += [place] * (len(figure.data) - len(owner))
-    for place, trace in zip(owner, figure.data, strict=True):
-        trace.visible = place == 0
-    if len(sizes) > 1:
-        buttons = [
-            {
-                "label": study.share(slots),
-                "method": "restyle",
-                "args": [{"visible": [mine == place for mine in owner]}],
-            }
-            for place, slots in enumerate(sizes)
-        ]
-        menu = {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": True}
-        place_above = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 6, "t": 0}}
-        figure.update_layout(updatemenus=[menu | place_above], margin_t=44)
+    add_buttons(figure, [study.share(slots) for slots in sizes], owner)
     figure.update_yaxes(categoryorder="array", categoryarray=systems[::-1])
     return figure
+
+
+def add_buttons(figure: go.Figure, labels: Sequence[str], owner: Sequence[int]) -> None:
+    """Buttons above a figure, each of which shows its own traces; the first is chosen.
+
+    owner: of each trace, the number of its label. With one label all are shown and there is no button.
+    """
+    for place, trace in zip(owner, figure.data, strict=True):
+        trace.visible = place == 0
+    if len(labels) < 2:
+        return
+    buttons = [
+        {"label": label, "method": "restyle", "args": [{"visible": [mine == place for mine in owner]}]}
+        for place, label in enumerate(labels)
+    ]
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": True}
+    place_above = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 6, "t": 0}}
+    figure.update_layout(updatemenus=[menu | place_above], margin_t=44)

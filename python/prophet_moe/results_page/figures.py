@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
@@ -21,6 +20,7 @@ from prophet_moe.results_page.canvas import (
     rows_by_slots,
     style,
 )
+from prophet_moe.results_page.part import Drawing
 from prophet_moe.results_page.study import (
     ON_DEMAND,
     RESIDENT,
@@ -44,17 +44,6 @@ OUTCOMES = (
 PLACES = (("resident", "resident", GREEN), ("in_flight", "in flight", AMBER), ("miss", "miss", RED))
 PERCENTILES = (("p50", "p50", "circle"), ("p99", "p99", "diamond"), ("p999", "p99.9", "square"))
 ONE_BANDWIDTH = "these lines have one bandwidth; simulate with --link-scale 0.25,0.5,1,2,4"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure, or what is missing for it. Texts are plain."""
-
-    key: str
-    title: str
-    caption: str
-    figure: go.Figure | None = None
-    missing: str = ""
 
 
 def _buttons(study: Study) -> str:
@@ -229,7 +218,7 @@ def drift(study: Study) -> Drawing:
                 jitter=0.5,
                 orientation="h",
                 hovertemplate="%{text}: %{x:.1f} %",
-                marker={"size": 4, "color": style(study, system)["marker"]["color"]},
+                marker={"size": 4, "color": style(system)["marker"]["color"]},
                 line_width=1,
                 fillcolor="rgba(0,0,0,0)",
                 name=system,
@@ -291,7 +280,7 @@ def intensity(study: Study) -> Drawing:
             if system != RESIDENT and (moves := bytes_per_token(line)) and (time := tpot(line))
         ]
         seen += [x for x, _ in pairs]
-        add_curve(figure, study, system, pairs)
+        add_curve(figure, system, pairs)
     if len(seen) == 1:
         return Drawing("intensity", title, "", missing="no system of these lines moved a byte")
     xs = [min(seen) / 1.5, roof / rate, max(seen) * 1.5]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prophet_moe.results_page.canvas import BLUE, COLOURS, GREEN, GREY, empty
-from prophet_moe.results_page.figures import Drawing
+from prophet_moe.results_page.part import Drawing, Part
 from prophet_moe.results_page.sources import Facts
 
 OWN, CONTROL = "prophet", "zero staleness"
@@ -24,6 +24,12 @@ def subtitle(found: Facts) -> str:
 
 def command(found: Facts) -> str:
     return f"prophet score {Path(found['predictor']).name} TRACE --json"
+
+
+def part(found: Facts, key: str) -> Part:
+    return Part(
+        key, title(found), subtitle(found), command(found), drawings(found), sentences=found.get("verdict", [])
+    )
 
 
 def drawings(found: Facts) -> list[Drawing]:

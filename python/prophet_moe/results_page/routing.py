@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from prophet_moe.results_page.canvas import BLUE, COLOURS, GREEN, GREY, RED, empty
-from prophet_moe.results_page.figures import Drawing
+from prophet_moe.results_page.part import Drawing, Part
 from prophet_moe.results_page.sources import Facts
 
 FORMS = (
@@ -37,6 +37,12 @@ def subtitle(found: Facts) -> str:
 
 def command(found: Facts) -> str:
     return f"prophet analyze {Path(found['trace']).name} --json"
+
+
+def part(found: Facts, key: str) -> Part:
+    return Part(
+        key, title(found), subtitle(found), command(found), drawings(found), sentences=found.get("verdict", [])
+    )
 
 
 def drawings(found: Facts) -> list[Drawing]:
