@@ -136,7 +136,9 @@ def read_timeline(trace: Mapping[str, Any], name: str) -> Timeline:
         number = {kind: place for place, kind in enumerate(kinds)}
         table = np.array([_row(event, number) for event in events], np.int64).reshape(-1, len(COLUMNS))
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise InvalidArgument(f"{name} is no timeline of prophet run --timeline, but another trace.") from None
+        raise InvalidArgument(
+            f"{name} is no timeline of prophet run --timeline, but another trace."
+        ) from None
     if "layer_step" not in number:
         raise InvalidArgument(f"{name} holds no step of a layer: write one by prophet run --timeline.")
     table = table[np.argsort(table[:, 0], kind="stable")]

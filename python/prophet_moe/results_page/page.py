@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from prophet_moe.errors import InvalidArgument
+from prophet_moe.results_page.load import loads
+from prophet_moe.results_page.part import Part, Row, Table, text
+from prophet_moe.results_page.review import Given, Material, review
 from prophet_moe.results_page.sources import Sources
+from prophet_moe.results_page.steps import Steps
 from prophet_moe.results_page.study import (
     BOUNDS,
     CLAIRVOYANT_EVICTION,
@@ -19,14 +22,13 @@ from prophet_moe.results_page.study import (
     bytes_per_token,
     miss_rate,
     ratio,
+    served,
     stalled_share,
     studies,
     tpot,
 )
+from prophet_moe.results_page.summary import Saying, of_load, of_study
 from prophet_moe.sim.results import Line
-
-if TYPE_CHECKING:
-    from prophet_moe.results_page.figures import Drawing
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "assets" / "report"
 HEADINGS = (
@@ -40,6 +42,7 @@ HEADINGS = (
     "MB/token",
     "stalled",
 )
+NOTE = 'Bounds are in italics. "of resident": the speed with everything in fast memory that is reached.'
 
 
 def render(sources: Sources, title: str = "Prophet: results") -> str:
@@ -52,57 +55,62 @@ def render(sources: Sources, title: str = "Prophet: results") -> str:
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    page = Page(sources)
     return environment.get_template("page.html").render(
-        title=title, parts=_parts(sources), simulated=bool(sources.lines), plotly=get_plotlyjs()
+        title=title, page=page, simulated=bool(sources.lines), plotly=get_plotlyjs()
     )
 
 
-def _parts(sources: Sources) -> list[dict[str, Any]]:
-    """One a study, then one an analysis, then one a score; as the template takes them."""
-    from prophet_moe.results_page import forecasts, routing
+class Page:
+    """What the template shows: sayings, parts, answers."""
+
+    def __init__(self, sources: Sources) -> None:
+        from prophet_moe.results_page import crowd, forecasts, lanes, routing
+
+        self.parts: list[Part] = []
+        self.sayings: list[Saying] = []
+        material = Material()
+        crowds = loads(sources.lines, sources.served)
+        for number, study in enumerate(studies(line for line in sources.lines if not served(line)), 1):
+            key = f"study{number}"
+            self._say(of_study(study, key))
+            material.add_study(study)
+            self.parts.append(study_part(study, key))
+        for number, load in enumerate(crowds, 1):
+            part = crowd.part(load, f"load{number}")
+            self._say(of_load(load, part.key))
+            material.loads.append(Given(load.title, load.command, load))
+            self.parts.append(part)
+        for number, (name, timeline) in enumerate(sources.timelines, 1):
+            steps = Steps(timeline)
+            part = lanes.part(steps, f"timeline{number}", name)
+            self._say(Saying(part.key, part.title, tuple(part.sentences)))
+            material.timelines.append(Given(part.title, part.command, steps))
+            self.parts.append(part)
+        for number, found in enumerate(sources.analyses, 1):
+            part = routing.part(found, f"routing{number}")
+            material.analyses.append(Given(part.title, part.command, found))
+            self.parts.append(part)
+        for number, found in enumerate(sources.scores, 1):
+            part = forecasts.part(found, f"score{number}")
+            material.scores.append(Given(part.title, part.command, found))
+            self.parts.append(part)
+        self.answers = review(material)
+
+    def _say(self, saying: Saying | None) -> None:
+        if saying is not None:
+            self.sayings.append(saying)
+
+
+def study_part(study: Study, key: str) -> Part:
     from prophet_moe.results_page.figures import drawings
-    from prophet_moe.results_page.review import review
 
-    parts = [
-        {
-            "key": f"study{number}",
-            "title": study.title,
-            "subtitle": study.subtitle,
-            "command": study.command(),
-            "headings": HEADINGS,
-            "tables": tables(study),
-            "drawings": [_drawn(one) for one in drawings(study)],
-            "review": review(study),
-            "sentences": [],
-        }
-        for number, study in enumerate(studies(sources.lines), 1)
-    ]
-    for kind, found, of in (("routing", sources.analyses, routing), ("score", sources.scores, forecasts)):
-        for number, facts in enumerate(found, 1):
-            parts.append({
-                "key": f"{kind}{number}",
-                "title": of.title(facts),
-                "subtitle": of.subtitle(facts),
-                "command": of.command(facts),
-                "headings": (),
-                "tables": [],
-                "drawings": [_drawn(one) for one in of.drawings(facts)],
-                "review": [],
-                "sentences": facts.get("verdict", []),
-            })  # fmt: skip
-    return parts
+    return Part(
+        key, study.title, study.subtitle, study.command(), drawings(study), tables=tables(study), note=NOTE
+    )
 
 
-def _drawn(one: Drawing) -> dict[str, Any]:
-    return {**vars(one), "json": None if one.figure is None else _inert(one.figure.to_json())}
-
-
-def _inert(json: str) -> str:
-    """JSON that cannot end the script element it stands in, whatever the labels of a trace say."""
-    return json.replace("<", "\\u003c")
-
-
-def tables(study: Study) -> list[dict[str, Any]]:
+def tables(study: Study) -> list[Table]:
     """For each number of slots: its title, and a row of texts per system, fastest first, bounds marked."""
     found = []
     for slots in study.slots:
@@ -111,32 +119,27 @@ def tables(study: Study) -> list[dict[str, Any]]:
         fits = all(line["fits"] for line in lines if line["system"] != RESIDENT)
         lines.sort(key=lambda line: (tpot(line) is None, tpot(line) or 0))
         rows = [
-            {"bound": line["system"] in BOUNDS, "cells": _cells(study.name(line), line, floor, bound, top)}
-            for line in lines
+            Row(_cells(study.name(line), line, floor, bound, top), line["system"] in BOUNDS) for line in lines
         ]
         more = "" if fits else ", more than the fast memory holds"
-        found.append({"title": f"{study.share(slots)} of experts ({slots} slots){more}", "rows": rows})
+        found.append(Table(f"{study.share(slots)} of experts ({slots} slots){more}", HEADINGS, rows))
     return found
 
 
 def _cells(name: str, line: Line, floor: Line | None, bound: Line | None, top: Line | None) -> list[str]:
     def against(other: Line | None) -> str:
-        return _text(None if other is None else ratio(tpot(line), tpot(other)), ".2f", "x")
+        return text(None if other is None else ratio(tpot(line), tpot(other)), ".2f", "x")
 
     reached = None if top is None else ratio(tpot(top), tpot(line))
     moved = bytes_per_token(line)
     return [
         name,
-        _text(tpot(line), ".2f"),
-        _text(line["tpot_ms"]["p999"], ".2f"),
+        text(tpot(line), ".2f"),
+        text(line["tpot_ms"]["p999"], ".2f"),
         against(floor),
         against(bound),
-        _text(reached, ".0%"),
-        _text(miss_rate(line), ".1%"),
-        _text(None if moved is None else moved / 1e6, ".1f"),
-        _text(stalled_share(line), ".0%"),
+        text(reached, ".0%"),
+        text(miss_rate(line), ".1%"),
+        text(None if moved is None else moved / 1e6, ".1f"),
+        text(stalled_share(line), ".0%"),
     ]
-
-
-def _text(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{form}}{unit}"

@@ -41,7 +41,12 @@ def command(found: Facts) -> str:
 
 def part(found: Facts, key: str) -> Part:
     return Part(
-        key, title(found), subtitle(found), command(found), drawings(found), sentences=found.get("verdict", [])
+        key,
+        title(found),
+        subtitle(found),
+        command(found),
+        drawings(found),
+        sentences=found.get("verdict", []),
     )
 
 

@@ -15,7 +15,14 @@ from prophet_moe.timeline import Timeline, read_timeline
 Facts = Mapping[str, Any]
 ANALYSIS = ("popularity", "cross_layer", "reuse", "sizes")  # keys of prophet analyze --json
 SCORE = ("predictor", "eviction", "ahead")  # keys of prophet score --json
-SERVED = ("concurrency", "requests", "union", "streamed", "ttft_ms", "tpot_ms")  # of prophet bench --serve --json
+SERVED = (
+    "concurrency",
+    "requests",
+    "union",
+    "streamed",
+    "ttft_ms",
+    "tpot_ms",
+)  # of prophet bench --serve --json
 TIMELINE = "traceEvents"  # of a Chrome trace
 
 
@@ -62,7 +69,7 @@ def _read(path: Path, into: Sources) -> None:
 
 def _served(path: Path, data: bytes) -> list[Facts]:
     """Of each whole line its report; a last line that was cut off is left out."""
-    found = []
+    found: list[Facts] = []
     for number, text in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         report = _object(text)
         if not _has(report, SERVED):

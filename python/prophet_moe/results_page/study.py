@@ -14,6 +14,7 @@ SETTING = ("model", "weights", "machine", "lane", "trace", "sequences", "held_ou
 SERVED = ("concurrency", "seed", "prompt_tokens")
 ON_DEMAND, CLAIRVOYANT_EVICTION, CLAIRVOYANT, RESIDENT = "on-demand", "belady", "clairvoyant", "resident"
 BOUNDS = (CLAIRVOYANT_EVICTION, "oracle", CLAIRVOYANT, RESIDENT)
+LOSSY = "lossy"  # an option: 1 counts the bytes of a system's lossy part
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,26 @@ def domain_misses(line: Line) -> dict[str, float]:
     }
 
 
+def domain_times(line: Line) -> dict[str, float]:
+    """Milliseconds per decoded token in the sequences of each domain."""
+    return {
+        name or "unnamed": counts["decode_ns"] / counts["tokens"] / 1e6
+        for name, counts in line["domains"].items()
+        if counts["tokens"] and counts["decode_ns"]
+    }
+
+
+def residence(line: Line) -> dict[str, Any] | None:
+    """How long experts stayed; None where the line does not say, or none left."""
+    found: dict[str, Any] | None = line["residence"]
+    return found if found and found["left"] else None
+
+
+def lossless(line: Line) -> bool:
+    """Whether the model's outputs are its own."""
+    return not line["options"].get(LOSSY)
+
+
 def per_token(line: Line, value: float) -> float | None:
     tokens = line["new_tokens"] + line["prompt_tokens"]
     return value / tokens if tokens else None
@@ -202,7 +223,11 @@ def ratio(of: float | None, to: float | None) -> float | None:
 
 
 def best(study: Study, slots: int, of: Callable[[Line], float | None] = tpot) -> Line | None:
-    """The system with the least of something at these slots, bounds and unknowns left out."""
-    found = [line for name in study.systems if name not in BOUNDS if (line := study.line(name, slots))]
+    """The system with the least of something at these slots; bounds, lossy lines and unknowns left out."""
+    found = [
+        line
+        for name in study.systems
+        if name not in BOUNDS and (line := study.line(name, slots)) and lossless(line)
+    ]
     known = [(value, place) for place, line in enumerate(found) if (value := of(line)) is not None]
     return found[min(known)[1]] if known else None

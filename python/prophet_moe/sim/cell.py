@@ -152,6 +152,7 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         "fits": geometry.dense_bytes + cell.slots * geometry.expert_bytes <= cell.fast_bytes,
         "accesses": report.accesses,
         "layer_misses": report.layer_misses,
+        "residence": None,
         "flops_per_token": geometry.flops_per_token,
         "domains": domains.found,
         "serving": None if serving is None else asdict(serving),

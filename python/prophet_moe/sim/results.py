@@ -11,7 +11,8 @@ from typing import Any
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.runreport import RunReport
 
-VERSION = 1
+VERSION = 2
+READ = (1, VERSION)
 BACKEND = "sim"
 RUN_KEYS = tuple(field.name for field in fields(RunReport))
 # What a simulation adds to a run report, in this order.
@@ -36,6 +37,7 @@ OWN_KEYS = (
     "fits",
     "accesses",
     "layer_misses",
+    "residence",
     "flops_per_token",
     "domains",
     "serving",
@@ -64,12 +66,14 @@ def _lines(path: Path, data: bytes) -> Iterator[Line]:
             raise InvalidArgument(
                 f"{path}, line {number}, is no result of prophet simulate: give a file that it wrote by -o."
             )
-        if line["results_version"] != VERSION:
+        if line["results_version"] not in READ:
             raise InvalidArgument(
                 f"{path}, line {number}, is of results version {line['results_version']}; this release knows "
-                f"{VERSION}. Simulate again into another file, or use the release that wrote it."
+                f"{' and '.join(map(str, READ))}. Simulate again into another file, or use the release that wrote it."
             )
-        line.setdefault("serving", None)  # before there were requests side by side
+        if line["results_version"] == 1:
+            line.setdefault("serving", None)  # before there were requests side by side
+            line["residence"] = None
         if missing := [key for key in (*RUN_KEYS, *OWN_KEYS) if key not in line]:
             raise InvalidArgument(f"{path}, line {number}, has no {missing[0]!r}: simulate again.")
         yield line
