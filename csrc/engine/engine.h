@@ -63,6 +63,9 @@ struct EngineOptions {
   // On a device, with background threads: decode-sized layers are queued without waiting for the
   // host, which hears of them later (kernels/hit_path.h).
   bool hit_path = true;
+  // There, the learned forecaster (Predictor::bank) runs on the device too, a launch more per layer
+  // and no work of the host's; where that cannot be, as before: see Engine::device_forecasts.
+  bool device_forecasts = false;
 };
 
 // Where one matrix of an expert begins: a piece of the store and an offset inside it.
@@ -197,6 +200,10 @@ class Engine {
   // Why the predictor was switched off; empty while it works or where there is none.
   std::string foresight_failure() const;
 
+  // Why the device does not forecast though options().device_forecasts asks for it, empty where it
+  // does; known once set_ffn was called.
+  std::string device_forecasts_lack() const;
+
   // Ends the background thread; later calls throw StateError. Idempotent.
   void close();
 
@@ -211,6 +218,7 @@ class Engine {
   void collect();  // tells the live leases what has ended
   void start_wishes();
   void plan_wishes();  // when there is news
+  void hear(Glimpse glimpse, std::size_t hidden_width);
   void measure_pace();
   void admit(Lock& lock, Lease& lease);
   void demand(Lock& lock, ExpertKey key);
@@ -247,6 +255,7 @@ class Engine {
   void forward_by_hits(std::int32_t layer, const LayerBatch& batch);
   void tell_hit_failure();
   void quiesce();  // until the device has done what was queued, and the host has heard of it
+  bool forecast_there(const LayerBatch& batch);
   void observe_report(Lock& lock, const HitReport& report);
   void count_hit(ExpertKey key);
   void serve_report(Lock& lock, const HitReport& report);
@@ -299,7 +308,8 @@ class Engine {
   // Scratch of forward, kept so that the hot path allocates nothing.
   struct Scratch;
   std::unique_ptr<Scratch> scratch_;
-  std::unique_ptr<DeviceRoad> device_;                  // null without a device
+  std::unique_ptr<DeviceRoad> device_;  // null without a device
+  std::string forecasts_lack_ = "layers are not queued on a device";
   std::unique_ptr<HitService, HitServiceDelete> hits_;  // null where the host serves every layer
 };
 

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "predict/bank_predictor.h"
+
 namespace prophet {
 namespace {
 
@@ -18,11 +20,16 @@ Nanos thread_time() {
   return Nanos(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
+std::size_t count_told(const BankPredictor* bank) {
+  return bank ? (2 + std::size_t(bank->network().config().ahead)) * bank->network().experts() : 0;
+}
+
 }  // namespace
 
 Foresight::Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
                      bool ahead, std::unique_ptr<Shadow> shadow)
     : predictor_(std::move(predictor)),
+      told_(count_told(predictor_->bank())),
       geometry_(geometry),
       ahead_(ahead),
       shadow_(std::move(shadow)),
@@ -61,6 +68,8 @@ void Foresight::post(const Glimpse& glimpse, std::int64_t tick) {
   seen.has_hidden = width > 0 && glimpse.hidden != nullptr;
   seen.has_streams = glimpse.streams != nullptr;
   if (seen.has_streams) seen.streams.assign(glimpse.streams, glimpse.streams + glimpse.tokens);
+  seen.has_told = told_ > 0 && glimpse.told != nullptr;
+  if (seen.has_told) seen.told.assign(glimpse.told, glimpse.told + told_);
   if (seen.has_hidden) seen.hidden.assign(glimpse.hidden, glimpse.hidden + width);
   queue_.push_back(std::move(seen));
   if (worker_.joinable()) {
@@ -108,7 +117,8 @@ void Foresight::observe(const Seen& seen) {
     predictor_->observe({seen.layer, seen.tokens, seen.top_k, seen.experts.data(),
                          seen.has_weights ? seen.weights.data() : nullptr,
                          seen.has_hidden ? seen.hidden.data() : nullptr,
-                         seen.has_streams ? seen.streams.data() : nullptr});
+                         seen.has_streams ? seen.streams.data() : nullptr,
+                         seen.has_told ? seen.told.data() : nullptr});
     told = predictor_->next_use(seen.layer, gaps);
     if (told && !std::all_of(gaps.begin(), gaps.end(), [](float gap) { return gap >= 1.0f; })) {
       failure = "the predictor gave a gap that is below one turn or no number";
@@ -145,8 +155,7 @@ bool Foresight::take(std::vector<Word>& words) {
   return true;
 }
 
-void Foresight::settle(EvictionPolicy& policy) {
-  Lock lock(mutex_);
+void Foresight::catch_up(Lock& lock) {
   // On a busy machine a worker of low priority may not have been let in yet: what it has not begun
   // is done here, so that nobody waits for its turn.
   while (busy_ || !queue_.empty()) {
@@ -156,6 +165,17 @@ void Foresight::settle(EvictionPolicy& policy) {
       serve(lock);
     }
   }
+}
+
+void Foresight::idle(const std::function<void()>& use) {
+  Lock lock(mutex_);
+  catch_up(lock);
+  use();
+}
+
+void Foresight::settle(EvictionPolicy& policy) {
+  Lock lock(mutex_);
+  catch_up(lock);
   const std::int32_t experts = geometry_.experts_per_layer;
   for (std::int32_t layer : fresh_) {
     if (!trusted_) break;

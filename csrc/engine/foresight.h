@@ -17,6 +17,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -55,6 +56,11 @@ class Foresight {
   // Everything posted so far has been seen by the predictor; its gaps are told to the policy.
   void settle(EvictionPolicy& policy);
 
+  // The learned forecaster (Predictor::bank), for `use` while it is idle and has seen everything
+  // posted so far.
+  BankPredictor* bank() { return predictor_->bank(); }
+  void idle(const std::function<void()>& use);
+
   std::string name() const { return predictor_->name(); }
   std::size_t hidden_width() const { return std::size_t(predictor_->hidden_width()); }
   std::string failure() const;         // why it was switched off; empty while it works
@@ -67,17 +73,19 @@ class Foresight {
     std::int64_t tick;
     std::int32_t layer, tokens, top_k;
     std::vector<std::int32_t> experts;
-    std::vector<float> weights, hidden;
+    std::vector<float> weights, hidden, told;
     std::vector<std::int64_t> streams;
-    bool has_weights, has_hidden, has_streams;
+    bool has_weights, has_hidden, has_streams, has_told;
   };
   using Lock = std::unique_lock<std::mutex>;
 
   void work();
   void serve(Lock& lock);
+  void catch_up(Lock& lock);
   void observe(const Seen& seen);
 
   const std::unique_ptr<Predictor> predictor_;
+  const std::size_t told_;  // numbers of Glimpse::told
   const Geometry geometry_;
   const bool ahead_;
   const std::unique_ptr<Shadow> shadow_;

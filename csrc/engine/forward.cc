@@ -220,9 +220,9 @@ void Engine::begin_layer(std::int32_t layer, const LayerBatch& batch, const void
     s.last.resize(hidden);
     widen(batch.dtype, last_hidden, s.last.data(), hidden);
   }
-  observe({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
-           last_hidden != nullptr ? s.last.data() : nullptr},
-          hidden);
+  hear({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
+        last_hidden != nullptr ? s.last.data() : nullptr},
+       hidden);
 }
 
 void Engine::forward(std::int32_t layer, const LayerBatch& batch) {

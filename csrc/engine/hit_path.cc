@@ -2,6 +2,8 @@
 // reads what the device reports, tells policies and predictor, and brings what is missing.
 #include <algorithm>
 #include <chrono>
+#include <deque>
+#include <utility>
 
 #include "core/error.h"
 #include "engine/device_road.h"
@@ -13,21 +15,33 @@ namespace {
 
 constexpr auto kLook = std::chrono::microseconds(20);  // between two looks at the ring
 
+using MaybeForecaster = std::unique_ptr<DeviceForecaster>;
+
 }  // namespace
 
 // What serving reports needs besides.
 struct Engine::HitService {
   HitService(const DeviceTables& tables, const Geometry& geometry, std::int32_t slots,
-             std::int32_t hidden_width)
-      : host(tables, geometry, slots, kCudaFfnTokens * geometry.top_k, hidden_width),
+             std::int32_t hidden_width, MaybeForecaster device)
+      : forecaster(std::move(device)),
+        host(tables, geometry, slots, kCudaFfnTokens * geometry.top_k, hidden_width,
+             forecaster.get()),
         seen(geometry.experts_per_layer, 0) {}
 
+  const MaybeForecaster forecaster;  // null: the host forecasts
   HitPathHost host;
   Lease lease;
   std::vector<char> seen;  // [experts_per_layer] 1: asked for, 2: and found
   std::vector<std::int32_t> experts;
   std::vector<std::int32_t> counts;  // [experts_per_layer] pairs
   std::exception_ptr failure;        // not told yet
+  // Whose rows they are (Engine::streams), of calls not served yet, oldest first. Once a graph
+  // makes calls too, their numbers are not known beforehand, and all rows are one sequence's.
+  struct Rows {
+    std::uint64_t call;
+    std::vector<std::int64_t> streams;
+  };
+  std::deque<Rows> rows;
 };
 
 void Engine::HitServiceDelete::operator()(HitService* service) const { delete service; }
@@ -35,8 +49,21 @@ void Engine::HitServiceDelete::operator()(HitService* service) const { delete se
 void Engine::open_hit_path() {
   if (!device_ || !options_.hit_path || !options_.background || !options_.keep) return;
   const bool sees = foresight_ && foresight_->hidden_width() == std::size_t(ffn_.shape.hidden);
+  const std::int32_t hidden = sees ? ffn_.shape.hidden : 0;
+  MaybeForecaster forecaster;
+  forecasts_lack_ = "nobody asks for it";
+  if (options_.device_forecasts && foresight_) {
+    BankPredictor* const bank = foresight_->bank();
+    try {
+      if (!bank) throw InvalidArgument("the predictor is not the learned forecaster");
+      forecaster = std::make_unique<DeviceForecaster>(options_.device, *bank, hidden);
+      forecasts_lack_.clear();
+    } catch (const InvalidArgument& error) {
+      forecasts_lack_ = error.what();
+    }
+  }
   hits_.reset(
-      new HitService(options_.device, geometry(), cache_.slots(), sees ? ffn_.shape.hidden : 0));
+      new HitService(options_.device, geometry(), cache_.slots(), hidden, std::move(forecaster)));
   for (std::int32_t index = 0; index < geometry().total(); ++index) {
     const ExpertKey key = geometry().key(index);
     const Residency state = cache_.state(key);
@@ -61,6 +88,11 @@ bool Engine::fits_hit_path(std::int32_t layer, const LayerBatch& batch) const {
          std::min<std::int64_t>(pairs, geometry().experts_per_layer) <= cache_.pool_slots(layer);
 }
 
+std::string Engine::device_forecasts_lack() const {
+  Lock lock(mutex_);
+  return forecasts_lack_;
+}
+
 void Engine::tell_hit_failure() {
   if (hits_ && hits_->failure) std::rethrow_exception(std::exchange(hits_->failure, nullptr));
 }
@@ -77,6 +109,7 @@ void Engine::forward_by_hits(std::int32_t layer, const LayerBatch& batch) {
   LayerBatch here, there = batch;
   if (!batch.on_device) d.bring(batch, hidden, here, there);
   HitPathCall call{};
+  call.forecasts = forecast_there(batch);
   call.layer = layer;
   call.tokens = batch.tokens;
   call.top_k = batch.top_k;
@@ -92,7 +125,13 @@ void Engine::forward_by_hits(std::int32_t layer, const LayerBatch& batch) {
     Lock lock(mutex_);
     open_or_throw();
     tell_hit_failure();
-    host.begin_launch(batch.captured);
+    const std::uint64_t number = host.begin_launch(batch.captured);
+    std::erase_if(hits_->rows, [&](const auto& rows) { return rows.call == number; });  // it failed
+    if (host.captured()) {
+      hits_->rows.clear();
+    } else if (streams_.size() == std::size_t(batch.tokens)) {
+      hits_->rows.push_back({number, streams_});
+    }
     wake_.notify_all();
   }
   host.launch(call, experts, d.stream, batch.captured);
@@ -104,6 +143,8 @@ void Engine::forward_by_hits(std::int32_t layer, const LayerBatch& batch) {
 
 void Engine::quiesce() {
   if (!hits_) return;
+  DeviceForecaster* const forecaster = hits_->forecaster.get();
+  const bool there = forecaster && forecaster->here();
   {
     Lock lock(mutex_);
     if (hits_->host.captured()) {
@@ -111,7 +152,7 @@ void Engine::quiesce() {
           "a layer of this engine was captured into a graph: its experts can no longer be leased, "
           "nor batches served that exceed the slots; load the model again for that");
     }
-    if (hits_->host.is_quiet()) return;
+    if (hits_->host.is_quiet() && !there) return;
   }
   device_->use();
   cuda_check(device_->api, device_->api.stream_synchronize(device_->stream),
@@ -123,12 +164,33 @@ void Engine::quiesce() {
     caught_up_.wait_for(lock, kLook);
   }
   hits_->host.quiet();
+  if (there) foresight_->idle([&] { forecaster->give(device_->stream); });
+}
+
+// Whether the device forecasts in this call. What has been seen moves there with the first of such
+// calls, and back when several sequences share one: the kernel keeps one history.
+bool Engine::forecast_there(const LayerBatch& batch) {
+  DeviceForecaster* const forecaster = hits_->forecaster.get();
+  if (!forecaster) return false;
+  const bool wanted = streams_.empty();
+  if (wanted == forecaster->here()) return wanted;
+  {
+    Lock lock(mutex_);
+    if (batch.captured || hits_->host.captured()) return forecaster->here();
+  }
+  quiesce();
+  if (wanted) foresight_->idle([&] { forecaster->take(device_->stream); });
+  return wanted;
 }
 
 void Engine::observe_report(Lock& lock, const HitReport& report) {
   if (!foresight_) return;
   if (planner_) planner_->asked(report.layer, report.ids);
   const std::int64_t tick = planner_ ? ticks_ : 0;
+  std::vector<std::int64_t> streams;
+  std::deque<HitService::Rows>& rows = hits_->rows;
+  while (!rows.empty() && rows.front().call < report.call) rows.pop_front();
+  if (!rows.empty() && rows.front().call == report.call) streams.swap(rows.front().streams);
   lock.unlock();
   Glimpse glimpse{};
   glimpse.layer = report.layer;
@@ -137,6 +199,8 @@ void Engine::observe_report(Lock& lock, const HitReport& report) {
   glimpse.experts = report.ids.data();
   glimpse.weights = report.weights.data();
   glimpse.hidden = report.hidden;
+  glimpse.told = report.forecasts;
+  glimpse.streams = streams.empty() ? nullptr : streams.data();
   foresight_->post(glimpse, tick);
   lock.lock();
 }

@@ -26,10 +26,12 @@ constexpr std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 
 }  // namespace
 
 HitPathHost::HitPathHost(const DeviceTables& tables, const Geometry& geometry, std::int32_t slots,
-                         std::int32_t pairs, std::int32_t hidden_width)
+                         std::int32_t pairs, std::int32_t hidden_width,
+                         const DeviceForecaster* forecaster)
     : api_(*tables.api),
       kernels_(*tables.kernels),
       device_(tables.device),
+      forecaster_(forecaster),
       mapped_(api_),
       memory_(api_),
       last_((cuda_check(api_, api_.use_device(device_), "choosing a GPU"), api_)),
@@ -43,7 +45,10 @@ HitPathHost::HitPathHost(const DeviceTables& tables, const Geometry& geometry, s
   path_.found = path_.ids + 4 * pairs;
   path_.weights = path_.found + 4 * pairs;
   path_.hidden = path_.weights + 4 * pairs;
-  path_.report_bytes = (path_.hidden + 4ull * hidden_width + 63) / 64 * 64;
+  path_.forecasts = path_.hidden + 4 * hidden_width;
+  path_.forecast_floats = forecaster ? forecaster->floats() : 0;
+  path_.forecast = forecaster ? forecaster->forecasts() : nullptr;
+  path_.report_bytes = (path_.forecasts + 4ull * path_.forecast_floats + 63) / 64 * 64;
   path_.experts = geometry.experts_per_layer;
   path_.pairs = pairs;
   path_.hidden_width = hidden_width;
@@ -79,16 +84,18 @@ HitPathHost::~HitPathHost() {
   if (recorded_) (void)api_.event_synchronize(last_.get());
 }
 
-void HitPathHost::begin_launch(bool captured) {
+std::uint64_t HitPathHost::begin_launch(bool captured) {
   quiet_ = false;
   captured_ = captured_ || captured;
-  if (!captured) ++begun_;
+  return captured ? 0 : ++begun_;
 }
 
 void HitPathHost::launch(const HitPathCall& call, CudaFfnCall& experts, void* stream,
                          bool captured) {
   experts.table = path_.call;
-  if (const int code = kernels_.route(&path_, &call, stream); code != kCudaSuccess) {
+  int code = call.forecasts ? forecaster_->queue(call, stream) : kCudaSuccess;
+  if (code == kCudaSuccess) code = kernels_.route(&path_, &call, stream);
+  if (code != kCudaSuccess) {
     if (!captured) --begun_;
     cuda_check(api_, code, "queueing a layer's routing");
   }
@@ -112,11 +119,12 @@ std::optional<HitReport> HitPathHost::next() {
   auto& head = *reinterpret_cast<HitPathReport*>(at);
   if (read_word(head.call) != number) return std::nullopt;
   const std::size_t count = std::size_t(head.tokens) * head.top_k;
-  HitReport report{number, head.layer, head.tokens, head.top_k, head.missing, {}, {}, {}, nullptr};
+  HitReport report{number, head.layer, head.tokens, head.top_k, head.missing, {}, {}, {}};
   report.ids = {reinterpret_cast<const std::int32_t*>(at + path_.ids), count};
   report.found = {reinterpret_cast<const std::int32_t*>(at + path_.found), count};
   report.weights = {reinterpret_cast<const float*>(at + path_.weights), count};
   if (path_.hidden_width > 0) report.hidden = reinterpret_cast<const float*>(at + path_.hidden);
+  if (head.forecasts) report.forecasts = reinterpret_cast<const float*>(at + path_.forecasts);
   return report;
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/types.h"
+#include "engine/device_forecaster.h"
 #include "engine/device_memory.h"
 #include "engine/engine.h"
 #include "kernels/hit_path.h"
@@ -26,20 +27,24 @@ struct HitReport {
   std::span<const std::int32_t> ids, found;  // [tokens * top_k]
   std::span<const float> weights;            // the same
   const float* hidden = nullptr;             // [hidden_width] or null
+  const float* forecasts = nullptr;          // as the forecaster left them, or null
 };
 
 class HitPathHost {
  public:
-  // `pairs`: the largest call. Throws DeviceError.
+  // `pairs`: the largest call; `forecaster` may be null and stays as long. Throws DeviceError.
   HitPathHost(const DeviceTables& tables, const Geometry& geometry, std::int32_t slots,
-              std::int32_t pairs, std::int32_t hidden_width);
+              std::int32_t pairs, std::int32_t hidden_width,
+              const DeviceForecaster* forecaster = nullptr);
   // Lets a device that stands in a call go on, and waits for it.
   ~HitPathHost();
 
   std::int32_t pairs() const { return path_.pairs; }
 
-  // A call will be queued: `begin_launch` under the lock, then `launch`, whatever it throws.
-  void begin_launch(bool captured);
+  // A call will be queued: `begin_launch` under the lock, then `launch`, whatever it throws. The
+  // forecaster goes first where the call says that there are forecasts.
+  // Its number; 0 of a captured one, which is counted whenever its graph runs.
+  std::uint64_t begin_launch(bool captured);
   void launch(const HitPathCall& call, CudaFfnCall& experts, void* stream, bool captured);
 
   std::optional<HitReport> next();  // the oldest that was not consumed
@@ -75,6 +80,7 @@ class HitPathHost {
   const CudaApi& api_;
   const CudaKernels& kernels_;
   const int device_;
+  const DeviceForecaster* const forecaster_;
   PinnedMemory mapped_;
   DeviceMemory memory_;
   DeviceEvent last_;

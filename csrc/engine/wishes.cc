@@ -66,6 +66,14 @@ void Engine::observe(Glimpse glimpse, std::size_t hidden_width) {
   if (!geometry().contains({glimpse.layer, 0})) {
     throw InvalidArgument("there is no MoE layer " + std::to_string(glimpse.layer));
   }
+  if (hits_) {  // after what the device was asked
+    std::lock_guard<std::mutex> step(step_mutex_);
+    quiesce();
+  }
+  hear(glimpse, hidden_width);
+}
+
+void Engine::hear(Glimpse glimpse, std::size_t hidden_width) {
   if (!foresight_) return;
   if (hidden_width != foresight_->hidden_width()) glimpse.hidden = nullptr;
   if (streams_.size() == std::size_t(glimpse.tokens)) glimpse.streams = streams_.data();

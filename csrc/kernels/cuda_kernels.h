@@ -14,7 +14,7 @@
 
 namespace prophet {
 
-constexpr std::uint32_t kCudaKernelsVersion = 1;
+constexpr std::uint32_t kCudaKernelsVersion = 2;
 
 // Element types: DType of core/types.h, plus float32-free ways to store weights.
 // int8 and int4 are group-quantised along a row:  w = scale * (q - zero).

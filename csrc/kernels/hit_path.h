@@ -3,6 +3,8 @@
 // A table on the device says where each expert stands. Per layer call three things are queued on
 // one stream: `route`, the experts' arithmetic over `call` (cuda_kernels.h), `seal`.
 //
+// Where the device forecasts too, `predict` goes first, and `route` reports what it left.
+//
 //  route  1. takes what the host has published from the ring of updates into the table, and
 //            acknowledges it: no later call finds what is gone, and all earlier ones are over;
 //         2. copies the layer's row of the table to `call`, finds which experts of the call are
@@ -43,12 +45,13 @@ struct HitPathUpdate {
   CudaExpert expert;    // up null: gone
 };
 
-// One layer call, followed by ids, found and weights, [tokens, top_k] each, and what the router
-// read for the last token, [hidden_width]. An id of another rank is `experts`; pairs that add
-// nothing (those, and weight zero) count as found.
+// One layer call, followed by ids, found and weights, [tokens, top_k] each, what the router read
+// for the last token, [hidden_width], and what was forecast, [forecast_floats]. An id of another
+// rank is `experts`; pairs that add nothing (those, and weight zero) count as found.
 struct HitPathReport {
   std::uint64_t call;                          // its number, written last
   std::int32_t layer, tokens, top_k, missing;  // missing: pairs
+  std::int32_t forecasts;                      // 0: none were made
 };
 
 struct HitPathCounters {  // on the device
@@ -64,17 +67,20 @@ struct HitPath {
   CudaExpert* call;           // [experts], device memory
   HitPathCounters* counters;  // device memory, zero at first
   std::uint64_t update_places, report_places, report_bytes;
-  // Where the arrays of a report begin: int32, int32, float, float.
-  std::uint32_t ids, found, weights, hidden;
+  const float* forecast;  // device memory: what `predict` left for the call (cuda_kernels.h)
+  // Where the arrays of a report begin: int32, int32, float, float, float.
+  std::uint32_t ids, found, weights, hidden, forecasts;
   std::int32_t experts;
   std::int32_t pairs;         // room of a report
   std::int32_t hidden_width;  // of the predictor; 0: none
+  std::int32_t forecast_floats;
 };
 
 struct HitPathCall {
   std::int32_t layer, tokens, top_k;  // tokens 0: takes updates, and nothing else
   std::int32_t hidden;                // elements of a row of x and out
   std::uint8_t io, routing_type;      // DType
+  std::uint8_t forecasts;             // 1: `predict` stands before it on the stream
   const void* x;                      // [tokens, hidden]; read where hidden_width is hidden
   const std::int64_t* ids;            // [tokens, top_k]
   const void* routing;                // [tokens, top_k]

@@ -115,6 +115,12 @@ __global__ void __launch_bounds__(kRouteThreads) route(HitPath path, HitPathCall
       hidden[h] = load_element(call.io, call.x, last + h);
     }
   }
+  if (call.forecasts != 0) {
+    auto* forecasts = reinterpret_cast<float*>(report + path.forecasts);
+    for (std::int32_t i = thread; i < path.forecast_floats; i += kRouteThreads) {
+      forecasts[i] = path.forecast[i];
+    }
+  }
   missed[thread] = missing;
   __threadfence_system();
   __syncthreads();
@@ -125,6 +131,7 @@ __global__ void __launch_bounds__(kRouteThreads) route(HitPath path, HitPathCall
   head->tokens = call.tokens;
   head->top_k = call.top_k;
   head->missing = all;
+  head->forecasts = call.forecasts;
   store_mapped(&head->call, number[0]);
   if (all > 0) stand(path, number[0], row);
 }

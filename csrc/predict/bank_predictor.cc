@@ -240,17 +240,27 @@ void BankPredictor::observe(const Glimpse& glimpse) {
                           std::to_string(glimpse.tokens) + " tokens is not among them");
   }
   const std::size_t layer = std::size_t(glimpse.layer);
+  seen_ = glimpse.layer;
+  told_.clear();
+  if (glimpse.told) {
+    const std::size_t rows = 2 + std::size_t(network_->config().ahead);
+    told_.assign(glimpse.told, glimpse.told + rows * network_->experts());
+    return;
+  }
   take_rows(glimpse);
   update_averages(layer);
   prefetch(network_->leave(layer), network_->config().latents > 0 ? kFirstBytes : 0);
   update_share(layer);
   update_hidden(glimpse);
   run_network(layer);
-  seen_ = glimpse.layer;
 }
 
 bool BankPredictor::next_use(std::int32_t layer, std::span<float> gaps) {
   if (layer != seen_) throw StateError("next_use speaks of the layer that was observed last");
+  if (!told_.empty()) {
+    std::copy_n(told_.begin(), gaps.size(), gaps.begin());
+    return true;
+  }
   const BankConfig& c = network_->config();
   const std::size_t E = network_->lanes(), l = std::size_t(layer);
   const std::size_t D = c.decays.size(), N = std::size_t(c.heads);
@@ -298,6 +308,11 @@ std::int32_t BankPredictor::horizons(std::int32_t layer) const {
 // Fills p_.
 void BankPredictor::look_ahead(std::int32_t layer, std::int32_t horizon) {
   if (layer != seen_) throw StateError("forecast speaks of the layer that was observed last");
+  if (!told_.empty()) {
+    const auto row = told_.begin() + std::ptrdiff_t((1 + horizon) * network_->experts());
+    std::copy_n(row, network_->experts(), p_.begin());
+    return;
+  }
   const std::size_t l = std::size_t(layer), f = std::size_t(horizon), j = l + f;
   const std::size_t at = (f - 1) * network_->layers() + j, E = network_->lanes();
   sources_.clear();
@@ -331,19 +346,22 @@ void BankPredictor::probabilities(std::int32_t layer, std::int32_t horizon, std:
 void BankPredictor::forecast(std::int32_t layer, std::vector<Forecast>& out) {
   for (std::int32_t f = 1; f <= horizons(layer); ++f) {
     look_ahead(layer, f);
-    for (std::size_t i = 0; i < network_->experts(); ++i) {
-      if (p_[i] < kLeastForecast) continue;
-      out.push_back({{layer + f, std::int32_t(i)}, p_[i], f});
-    }
+    add_likely(layer + f, f, out);
   }
   // The layer's own next turn: the first head, whose logits `next_use` has left behind.
   const BankConfig& c = network_->config();
   const float scale = network_->next_scale[std::size_t(layer) * std::size_t(c.heads)];
   const float* logits = raw(std::size_t(layer));
   for (std::size_t i = 0; i < network_->experts(); ++i) {
-    const float p = 1 / (1 + std::exp(-scale * logits[i]));
-    if (p < kLeastForecast) continue;
-    out.push_back({{layer, std::int32_t(i)}, p, c.geometry.layers});
+    p_[i] = told_.empty() ? 1 / (1 + std::exp(-scale * logits[i])) : told_[network_->experts() + i];
+  }
+  add_likely(layer, c.geometry.layers, out);
+}
+
+void BankPredictor::add_likely(std::int32_t layer, std::int32_t horizon,
+                               std::vector<Forecast>& out) const {
+  for (std::size_t i = 0; i < network_->experts(); ++i) {
+    if (p_[i] >= kLeastForecast) out.push_back({{layer, std::int32_t(i)}, p_[i], horizon});
   }
 }
 

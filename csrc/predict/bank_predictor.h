@@ -17,6 +17,8 @@
 
 namespace prophet {
 
+struct CudaBankState;  // kernels/cuda_kernels.h
+
 class BankPredictor final : public Predictor {
  public:
   explicit BankPredictor(std::shared_ptr<const BankNetwork> network);
@@ -25,6 +27,7 @@ class BankPredictor final : public Predictor {
 
   std::string name() const override { return "bank"; }
   std::int32_t hidden_width() const override { return network_->config().hidden; }
+  BankPredictor* bank() override { return this; }
   void reset() override;
   void observe(const Glimpse& glimpse) override;
   bool next_use(std::int32_t layer, std::span<float> gaps) override;
@@ -35,6 +38,12 @@ class BankPredictor final : public Predictor {
   // P(needed by the same token) of every expert of layer + horizon; `p` has experts_per_layer
   // entries.
   void probabilities(std::int32_t layer, std::int32_t horizon, std::span<float> p);
+
+  const BankNetwork& network() const { return *network_; }
+  // What it remembers, for a device and back (predict/device_bank.h); addresses are the host's.
+  // Throws InvalidArgument where a token chose more experts than a device remembers.
+  void save(const CudaBankState& to) const;
+  void load(const CudaBankState& from);
 
  private:
   // One token's choice in one layer: distinct expert ids and their gates.
@@ -51,6 +60,7 @@ class BankPredictor final : public Predictor {
   void run_network(std::size_t layer);
   void fetch(std::size_t layer) const;
   void look_ahead(std::int32_t layer, std::int32_t horizon);
+  void add_likely(std::int32_t layer, std::int32_t horizon, std::vector<Forecast>& out) const;
 
   Row& row(std::size_t layer, std::size_t lag) { return rows_[layer * lags_ + lag]; }
   float* averages(std::size_t layer) { return averages_.data() + layer * average_size_; }
@@ -71,6 +81,7 @@ class BankPredictor final : public Predictor {
   std::vector<float> hidden_;    // [columns]
   std::vector<float> deep_;      // [columns]: c of the layer observed last
   std::int32_t seen_ = -1;       // that layer
+  std::vector<float> told_;      // what the last glimpse brought (Glimpse::told); empty: nothing
 
   // Of the step that is being observed: what fades, and which experts gain how much.
   std::vector<float> keep_;           // [D] decay to the power of the rows taken

@@ -28,6 +28,7 @@ class JointPredictor final : public Predictor {
 
   std::string name() const override { return first_->name() + "+" + second_->name(); }
   std::int32_t hidden_width() const override;
+  BankPredictor* bank() override { return first_->bank(); }
   void reset() override;
   void observe(const Glimpse& glimpse) override;
   bool next_use(std::int32_t layer, std::span<float> gaps) override;

@@ -16,6 +16,7 @@ class NarrowPredictor final : public Predictor {
 
   std::string name() const override { return inner_->name(); }
   std::int32_t hidden_width() const override { return inner_->hidden_width(); }
+  BankPredictor* bank() override { return inner_->bank(); }
   void reset() override { inner_->reset(); }
   void observe(const Glimpse& glimpse) override { inner_->observe(glimpse); }
   bool next_use(std::int32_t layer, std::span<float> gaps) override {

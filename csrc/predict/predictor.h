@@ -22,6 +22,8 @@ namespace prophet {
 // Forecasts below it are not worth handing over: with hundreds of experts they are most of them.
 inline constexpr float kLeastForecast = 0.01f;
 
+class BankPredictor;
+
 // What the router of one layer said for the tokens of one step. Arrays are [tokens, top_k], dense.
 struct Glimpse {
   std::int32_t layer = 0;
@@ -33,12 +35,19 @@ struct Glimpse {
   // Of a pass that serves several sequences: which one each token belongs to, [tokens]; null: all
   // to one. predict/stream_predictor.h divides it; others see a single sequence.
   const std::int64_t* streams = nullptr;
+  // What a device has forecast of this step in place of Predictor::bank(), or null: [2 + layers
+  // ahead, experts], the gaps, P of the layer's own next turn, P of the layers ahead.
+  const float* told = nullptr;
 };
 
 class Predictor {
  public:
   virtual ~Predictor() = default;
   virtual std::string name() const = 0;
+
+  // The learned forecaster that sees every glimpse of a single sequence as it is; null: there is
+  // none. A device may make its forecasts (Glimpse::told).
+  virtual BankPredictor* bank() { return nullptr; }
 
   // Width of Glimpse::hidden it makes use of; 0: none.
   virtual std::int32_t hidden_width() const { return 0; }

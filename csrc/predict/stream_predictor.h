@@ -34,6 +34,7 @@ class StreamPredictor final : public Predictor {
 
   std::string name() const override { return first_->name(); }
   std::int32_t hidden_width() const override { return first_->hidden_width(); }
+  BankPredictor* bank() override { return first_->bank(); }
   void reset() override;
   void observe(const Glimpse& glimpse) override;
   bool next_use(std::int32_t layer, std::span<float> gaps) override;

@@ -102,7 +102,7 @@ class HitPathTest : public testing_cuda::EmulatedCuda {
     EmulatedCuda::TearDown();
   }
 
-  void start(std::int32_t slots) {
+  void start(std::int32_t slots, std::unique_ptr<Predictor> predictor = nullptr) {
     CudaOptions cuda;
     cuda.api = &api();
     cuda.disk.io = IoKind::pread;
@@ -119,11 +119,10 @@ class HitPathTest : public testing_cuda::EmulatedCuda {
     }
     file_ = std::make_unique<ExpertFile>(bytes);
     backend_->open({file_->path().string()});
-    EngineOptions options;
-    options.slots = slots;
-    options.device = tables_;
-    options.mover.chunk_bytes = 4096;
-    engine_ = std::make_unique<Engine>(store_, backend_, options);
+    options_.slots = slots;
+    options_.device = tables_;
+    options_.mover.chunk_bytes = 4096;
+    engine_ = std::make_unique<Engine>(store_, backend_, options_, std::move(predictor));
     FfnLayout layout;
     layout.shape = {kHidden, kInter, DType::f32, Activation::silu, true};
     layout.gate = {0, 0};
@@ -152,6 +151,7 @@ class HitPathTest : public testing_cuda::EmulatedCuda {
     }
   }
 
+  EngineOptions options_;
   DeviceTables tables_;
   std::shared_ptr<Backend> backend_;
   std::shared_ptr<SyntheticStore> store_;

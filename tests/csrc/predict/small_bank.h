@@ -46,13 +46,15 @@ inline BankConfig config() {
   return c;
 }
 
-inline BankWeights weights() {
-  const std::size_t L = kLayers, E = kExperts, R = kRank, B = 2, C = 4, M = 2, N = 4, D = 3, F = 2;
+inline BankWeights weights(const BankConfig& c = config()) {
+  const std::size_t L = c.geometry.layers, E = c.geometry.experts_per_layer, R = c.rank,
+                    B = c.bank.size(), C = c.recent.size(), M = c.latents, N = c.heads,
+                    D = c.decays.size(), F = c.ahead;
   Random random;
   BankWeights w;
   w.enter_bank = random.halves(B * L * E * R, .3f);
   w.enter_recent = random.halves(C * L * E * R, .3f);
-  w.enter_hidden = random.halves(L * kHidden * R, .3f);
+  w.enter_hidden = random.halves(L * c.hidden * R, .3f);
   w.enter_bias = random.floats(R, .1f);
   w.norm_gain = random.floats(L * R, .2f, 1);
   w.norm_bias = random.floats(L * R, .2f);
@@ -61,14 +63,14 @@ inline BankWeights weights() {
   w.leave_weight = random.halves(L * M * E * R, .2f);
   w.leave_bias = random.floats(L * M * E, .2f);
   w.leave_mix = random.floats(N * M, .5f);
-  w.own_weight = random.floats(L * N * (D + 2), .2f);
+  w.own_weight = random.floats(D > 0 ? L * N * (D + 2) : 0, .2f);
   w.own_bias = random.floats(L * N * E, .3f);
   w.next_scale = random.floats(L * N, .1f, 1);
-  w.gap_weight = random.floats(2 * (1 + N), .2f, 1.5f);
+  w.gap_weight = random.floats(std::size_t(c.limits) * (1 + N), .2f, 1.5f);
   w.ahead_weight = random.halves(F * L * E * R, .2f);
   w.ahead_bias = random.floats(F * L * E, .2f);
   w.ahead_prior = random.floats(F * L, .2f, .5f);
-  w.ahead_pair = random.halves(F * L * E * E, .3f);
+  w.ahead_pair = random.halves(c.pair ? F * L * E * E : 0, .3f);
   w.ahead_scale = random.floats(F * L, .1f, 1);
   return w;
 }
