@@ -41,7 +41,10 @@ LabelAs = Annotated[
     str, _flag("--as", metavar="NAME", text="Label teacher-forced tokens as decode or as prefill.")
 ]
 Hidden = Annotated[bool, _flag("--hidden", text="Also record the tensor that each router reads (large).")]
-HiddenDtype = Annotated[str, _flag("--hidden-dtype", metavar="TYPE", text="Keep it as f16 or f32.")]
+Entering = Annotated[
+    bool, _flag("--entering", text="Also record what enters each layer, before its attention (large).")
+]
+HiddenDtype = Annotated[str, _flag("--hidden-dtype", metavar="TYPE", text="Keep these as f16 or f32.")]
 Resume = Annotated[bool, _flag("--resume", text="Go on with an interrupted recording, same settings.")]
 Workers = Annotated[
     int | None,
@@ -67,6 +70,13 @@ GatesFile = Annotated[Path | None, _flag("--gates", metavar="FILE", text="Gate p
 TokensFile = Annotated[Path | None, _flag("--tokens", metavar="FILE", text="Token ids, .npy.")]
 StartsFile = Annotated[
     Path | None, _flag("--starts", metavar="FILE", text="Where sequences begin, and the end, .npy.")
+]
+GateInputsFile = Annotated[
+    Path | None, _flag("--gate-inputs", metavar="FILE", text="What routers read, .npy, [tokens, layers, H].")
+]
+EnteringFile = Annotated[
+    Path | None,
+    _flag("--entering-states", metavar="FILE", text="What enters layers, before attention, .npy, the same."),
 ]
 LabelsFile = Annotated[
     Path | None, _flag("--labels", metavar="FILE", text="A JSON list with the domain of each sequence.")

@@ -91,6 +91,7 @@ def record(
     step_by_step: own.StepByStep = False,
     label_as: own.LabelAs = "decode",
     hidden: own.Hidden = False,
+    entering: own.Entering = False,
     hidden_dtype: own.HiddenDtype = "f16",
     resume: own.Resume = False,
     workers: own.Workers = None,
@@ -148,6 +149,7 @@ def record(
         "feed": "steps" if step_by_step else "forced" if teacher_forced else "greedy",
         "phase": label_as,
         "hidden": HIDDEN_TYPES[hidden_dtype] if hidden else "",
+        "entering": HIDDEN_TYPES[hidden_dtype] if entering else "",
     }
     if several:
         from prophet_moe.cli.trace_workers import Crew
@@ -292,6 +294,8 @@ def import_(
     tokens: own.TokensFile = None,
     starts: own.StartsFile = None,
     labels: own.LabelsFile = None,
+    gate_inputs: own.GateInputsFile = None,
+    entering: own.EnteringFile = None,
     model: own.ModelName = "",
     json: flag.Json = False,
     quiet: flag.Quiet = False,
@@ -300,7 +304,8 @@ def import_(
     from prophet_moe.record.arrays import import_arrays
 
     made = import_arrays(ids, output, experts_per_layer=experts_per_layer, gates=gates, tokens=tokens,
-                         starts=starts, labels=labels, model=model)  # fmt: skip
+                         starts=starts, labels=labels, gate_inputs=gate_inputs, entering=entering,
+                         model=model)  # fmt: skip
     _told(made, json, quiet)
 
 

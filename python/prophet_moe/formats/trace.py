@@ -8,6 +8,7 @@ A trace is one safetensors file:
     token_id        I32 or I64 [N]                  optional: the token fed, -1 unknown (also: token_local_id)
     phase           U8 [N]                          optional: 0 prefill, 1 decode; without it all is decode
     gate_input      F16, BF16 or F32 [N, L, H]      optional: the tensor that each router read
+    entering        F16, BF16 or F32 [N, L, H]      optional: what entered the layer, before its attention
 
 with metadata `format` ("prophet-trace"), `version` ("1"), `model`, `layers`, `experts` (per layer),
 `top_k` and `sequences`: a JSON list of {"label": domain, ...}, one object per sequence. A file
@@ -48,7 +49,9 @@ _ALLOWED = {
     "token_id": ("I32", "I64"),
     "phase": ("U8",),
     "gate_input": ("F16", "BF16", "F32"),
+    "entering": ("F16", "BF16", "F32"),
 }
+STATES = ("gate_input", "entering")
 _CHECKED_AT_ONCE = 65_536  # tokens
 
 
@@ -62,6 +65,7 @@ class TraceSlice:
     token_id: NDArray[Any] | None  # [n]
     phase: NDArray[np.uint8] | None  # [n]
     gate_input: NDArray[Any] | None  # [n, L, H]; bfloat16 is widened to float32
+    entering: NDArray[Any] | None  # the same
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -94,6 +98,11 @@ class TraceReader:
     def has(self, name: str) -> bool:
         """Whether the optional array `name` (as the module's head spells it) was recorded."""
         return self._name_in_file(name) in self._file.tensors
+
+    @property
+    def local_tokens(self) -> bool:
+        """Whether token ids are places in a list of the trace's own instead of the model's vocabulary."""
+        return self._token_name in self._file.tensors and self._token_name != "token_id"
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -144,11 +153,12 @@ class TraceReader:
                     f"{self.path}: {name} is {list(found.shape)}, but experts {[n, layers, top_k]} "
                     f"ask for {list(shape)}."
                 )
-        hidden = self._file.tensors.get("gate_input")
-        if hidden is not None and (len(hidden.shape) != 3 or hidden.shape[:2] != (n, layers)):
-            raise TraceError(
-                f"{self.path}: gate_input is {list(hidden.shape)}; it must be [{n}, {layers}, hidden]."
-            )
+        for name in STATES:
+            states = self._file.tensors.get(name)
+            if states is not None and (len(states.shape) != 3 or states.shape[:2] != (n, layers)):
+                raise TraceError(
+                    f"{self.path}: {name} is {list(states.shape)}; it must be [{n}, {layers}, hidden]."
+                )
         for name, value in (("layers", layers), ("top_k", top_k)):
             if name in self._file.metadata and self._stated(name) != value:
                 raise TraceError(
@@ -216,11 +226,17 @@ class TraceReader:
     def slice(self, first: int, last: int) -> TraceSlice:
         """Tokens first .. last - 1, read from disk as they are touched."""
         part = {name: array[first:last] for name, array in self._maps.items()}
-        hidden = part.get("gate_input")
-        if hidden is not None and self._file.tensors["gate_input"].dtype == "BF16":
-            hidden = (hidden.astype(np.uint32) << 16).view(np.float32)
+        for name in STATES:
+            if name in part and self._file.tensors[name].dtype == "BF16":
+                part[name] = (part[name].astype(np.uint32) << 16).view(np.float32)
         return TraceSlice(
-            first, part["experts"], part.get("gate_probs"), part.get("token_id"), part.get("phase"), hidden
+            first,
+            part["experts"],
+            part.get("gate_probs"),
+            part.get("token_id"),
+            part.get("phase"),
+            part.get("gate_input"),
+            part.get("entering"),
         )
 
     def sequence(self, sequence: int) -> TraceSlice:

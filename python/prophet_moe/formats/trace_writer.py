@@ -26,8 +26,8 @@ _COPIED_AT_ONCE = 1 << 20
 class TraceWriter:
     """One trace in the making; a context manager that closes on success and keeps the parts on failure.
 
-    hidden: width H of gate_input; 0 records none. gate_probs are kept as float16, gate_input as
-    `hidden_dtype` (F16 or F32). about: further metadata, text by name; part of the settings that a
+    hidden, entering: widths H of gate_input and entering; 0 records none. gate_probs are kept as float16,
+    these as `hidden_dtype` (F16 or F32). about: further metadata, text by name; part of the settings that a
     resumed recording must repeat. Raises TraceError: a geometry that cannot be, the trace or its parts exist
     already, a resumed recording with other settings, rows that do not fit. A full disk raises OSError
     and leaves the parts.
@@ -45,32 +45,34 @@ class TraceWriter:
         token_id: bool = True,
         phase: bool = True,
         hidden: int = 0,
+        entering: int = 0,
         hidden_dtype: str = "F16",
         about: Mapping[str, str] | None = None,
         resume: bool = False,
     ) -> None:
         self.path = Path(path)
-        if layers < 1 or not 1 <= top_k <= experts_per_layer <= 1 << 15 or hidden < 0:
+        if layers < 1 or not 1 <= top_k <= experts_per_layer <= 1 << 15 or min(hidden, entering) < 0:
             raise TraceError(
                 f"no model has {layers} layers of {experts_per_layer} experts with top-{top_k} "
-                f"and hidden width {hidden}."
+                f"and hidden width {min(hidden, entering)}."
             )
         if hidden_dtype not in ("F16", "F32"):
-            raise TraceError(f"gate_input is kept as F16 or F32, not {hidden_dtype}.")
+            raise TraceError(f"hidden states are kept as F16 or F32, not {hidden_dtype}.")
         self._experts_per_layer = experts_per_layer
         row = (layers, top_k)
         self._arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "token_id": ("I32", ()),
             "gate_input": (hidden_dtype, (layers, hidden)),
+            "entering": (hidden_dtype, (layers, entering)),
             "gate_probs": ("F16", row),
             "experts": ("U8" if experts_per_layer <= 256 else "I16", row),
             "phase": ("U8", ()),
         }
-        for name, wanted in (("token_id", token_id), ("gate_probs", gate_probs), ("phase", phase)):
+        recorded = {"token_id": token_id, "gate_probs": gate_probs, "phase": phase,
+                    "gate_input": hidden, "entering": entering}  # fmt: skip
+        for name, wanted in recorded.items():
             if not wanted:
                 del self._arrays[name]
-        if hidden == 0:
-            del self._arrays["gate_input"]
         self._metadata = {
             **(about or {}),
             "format": FORMAT,
@@ -183,15 +185,17 @@ class TraceWriter:
         token_id: ArrayLike | None = None,
         phase: ArrayLike | None = None,
         gate_input: ArrayLike | None = None,
+        entering: ArrayLike | None = None,
     ) -> None:
         """Adds n tokens to the sequence under way: experts [n, L, K], gate_probs the same, token_id and
-        phase [n], gate_input [n, L, H]; exactly the arrays that this trace records."""
+        phase [n], gate_input and entering [n, L, H]; exactly the arrays that this trace records."""
         given = {
             "experts": experts,
             "gate_probs": gate_probs,
             "token_id": token_id,
             "phase": phase,
             "gate_input": gate_input,
+            "entering": entering,
         }
         present = {name for name, array in given.items() if array is not None}
         if present != set(self._arrays):
@@ -217,7 +221,7 @@ class TraceWriter:
                 f"expert ids go from 0 to {self._experts_per_layer - 1}; "
                 f"these go from {ids.min()} to {ids.max()}."
             )
-        for name in ("gate_probs", "gate_input"):
+        for name in ("gate_probs", "gate_input", "entering"):
             if name in rows and not np.isfinite(rows[name]).all():
                 raise TraceError(f"{name} holds numbers that are not finite: the model's output is broken.")
         if "phase" in rows and not np.isin(rows["phase"], (0, 1)).all():

@@ -156,6 +156,19 @@ def require_experts(model: Any) -> dict[str, Any]:
     return found
 
 
+def decoder_layer(model: nn.Module, experts: str) -> nn.Module:
+    """The layer of the model's stack that the experts module of this name stands in; what it is called with
+    first is what enters its attention. Raises UnsupportedModelError where the model has no such stack."""
+    name = experts
+    while name:
+        name, _, last = name.rpartition(".")
+        if last.isdecimal() and isinstance(stack := model.get_submodule(name), nn.ModuleList):
+            return stack[int(last)]
+    raise UnsupportedModelError(
+        f"{experts} stands in no list of layers: what enters its attention cannot be seen."
+    )
+
+
 def sum_dtype(module: nn.Module, hidden: torch.dtype, weights: torch.dtype) -> torch.dtype:
     """The element type in which the eager loop of `module` sums its experts' outputs."""
     name = type(module).__name__

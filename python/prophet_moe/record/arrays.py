@@ -23,19 +23,30 @@ def import_arrays(
     tokens: str | Path | None = None,
     starts: str | Path | None = None,
     labels: str | Path | None = None,
+    gate_inputs: str | Path | None = None,
+    entering: str | Path | None = None,
     model: str = "",
 ) -> TraceReader:
     """Writes the trace `out` from .npy files and opens it; either the whole trace appears, or nothing.
 
     ids: integers [N, L, K]. gates: floats [N, L, K], kept as float16. tokens: integers [N]. starts: integers
     [S + 1] from 0 to N; None: one sequence. labels: a JSON list of S domains (texts), or of objects with
-    "label". Raises TraceError: files that are no such arrays, shapes that disagree, ids out of
-    range or named twice by one token; OSError.
+    "label". gate_inputs, entering: floats [N, L, H], kept as float16. Raises TraceError: files that are no
+    such arrays, shapes that disagree, ids out of range or named twice by one token; OSError.
     """
     experts = _load(ids, "ids", "iu", 3)
     count, layers, top_k = experts.shape
     probs = None if gates is None else _load(gates, "gates", "f", 3, (count, layers, top_k))
     token_id = None if tokens is None else _load(tokens, "tokens", "iu", 1, (count,))
+    read, entered = (
+        None if file is None else _load(file, what, "f", 3)
+        for file, what in ((gate_inputs, "gate inputs"), (entering, "entering states"))
+    )
+    for file, states in ((gate_inputs, read), (entering, entered)):
+        if states is not None and states.shape[:2] != (count, layers):
+            raise TraceError(
+                f"{file} is {list(states.shape)}; these ids ask for [{count}, {layers}, hidden]."
+            )
     bounds = np.array([0, count]) if starts is None else _load(starts, "starts", "iu", 1)
     if (
         len(bounds) < 2
@@ -58,6 +69,8 @@ def import_arrays(
             gate_probs=probs is not None,
             token_id=token_id is not None,
             phase=False,
+            hidden=0 if read is None else read.shape[2],
+            entering=0 if entered is None else entered.shape[2],
             about={"feed": "imported"},
         )
     ) as writer:
@@ -69,6 +82,8 @@ def import_arrays(
                     experts[part],
                     gate_probs=None if probs is None else probs[part],
                     token_id=None if token_id is None else token_id[part],
+                    gate_input=None if read is None else read[part],
+                    entering=None if entered is None else entered[part],
                 )
             writer.end_sequence(**note)
     return TraceReader(out)
@@ -98,7 +113,8 @@ def _load(
     if array.dtype.kind not in kinds:
         raise TraceError(f"{path}: {what} must be {wanted}, not {array.dtype}.")
     if array.ndim != dimensions or (shape is not None and array.shape != shape) or 0 in array.shape:
-        asked = list(shape) if shape else "[tokens, layers, top_k]" if dimensions == 3 else "a list"
+        last = "top_k" if what == "ids" else "hidden"
+        asked = list(shape) if shape else f"[tokens, layers, {last}]" if dimensions == 3 else "a list"
         raise TraceError(f"{path}: {what} is {list(array.shape)}; it must be {asked}, and not empty.")
     return array
 

@@ -18,9 +18,10 @@ FIXED = {"format", "version", "model", "layers", "experts", "top_k", "sequences"
 
 
 def writer_like(trace: TraceReader, out: str | Path, about: Mapping[str, str]) -> TraceWriter:
-    """A writer of the arrays that `trace` has; gate_probs become float16, bfloat16 inputs float32."""
+    """A writer of the arrays that `trace` has; gate_probs become float16, bfloat16 states float32."""
     arrays = trace.arrays
-    hidden_dtype, shape = arrays.get("gate_input", ("F16", (0, 0, 0)))
+    none = ("F16", (0, 0, 0))
+    (read_as, read), (entered_as, entered) = (arrays.get(name, none) for name in ("gate_input", "entering"))
     return TraceWriter(
         out,
         model=trace.model,
@@ -30,8 +31,9 @@ def writer_like(trace: TraceReader, out: str | Path, about: Mapping[str, str]) -
         gate_probs="gate_probs" in arrays,
         token_id="token_id" in arrays,
         phase="phase" in arrays,
-        hidden=shape[2],
-        hidden_dtype="F16" if hidden_dtype == "F16" else "F32",
+        hidden=read[2],
+        entering=entered[2],
+        hidden_dtype="F16" if (read_as, entered_as) == ("F16", "F16") else "F32",
         about=about,
     )
 
@@ -45,6 +47,7 @@ def copy_sequence(trace: TraceReader, number: int, writer: TraceWriter, **note: 
             token_id=rows.token_id,
             phase=rows.phase,
             gate_input=rows.gate_input,
+            entering=rows.entering,
         )
     note |= {key: value for key, value in trace.notes[number].items() if key != "label"}
     writer.end_sequence(trace.labels[number], **note)

@@ -41,6 +41,7 @@ def record(
     feed: str = "greedy",
     phase: str = "decode",
     hidden: str = "",
+    entering: str = "",
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TraceReader:
@@ -49,15 +50,21 @@ def record(
     model: of prophet_moe.load, or of transformers. ids: the tokens of each prompt. name: the model's, for
     the trace. tokens: new ones after each prompt when greedy (64 if None), else the most of each text that
     is fed (None: all). phase: how the rows of a forced text are labelled, "decode" or "prefill". hidden:
-    "F16" or "F32" records what each router read. resume: goes on after the last complete sequence of an
+    "F16" or "F32" records what each router read; entering: the same of what entered each layer, before its
+    attention. resume: goes on after the last complete sequence of an
     interrupted recording with the same settings and prompts.
 
     Ctrl-C and errors leave the folder PATH.partial, from which resume goes on. Raises InvalidArgument,
     UnsupportedModelError, TraceError, WriteError (disk full), KeyboardInterrupt.
     """
     path = Path(path)
-    if feed not in FEEDS or phase not in ("decode", "prefill") or hidden not in ("", "F16", "F32"):
-        raise InvalidArgument(f"there is no way to record called {feed!r}, {phase!r}, {hidden!r}.")
+    kinds = ("", "F16", "F32")
+    if feed not in FEEDS or phase not in ("decode", "prefill") or not {hidden, entering} <= set(kinds):
+        raise InvalidArgument(
+            f"there is no way to record called {feed!r}, {phase!r}, {hidden!r}, {entering!r}."
+        )
+    if hidden and entering and hidden != entering:
+        raise InvalidArgument("what routers read and what enters layers is kept in one type: name the same.")
     if not prompts or len(prompts) != len(ids):
         raise InvalidArgument(f"{len(prompts)} prompts with {len(ids)} lists of tokens cannot be recorded.")
     TraceWriter.require_free(path, resume=resume)
@@ -72,7 +79,7 @@ def record(
     }
     if feed == "forced":
         about["phase"] = f"labelled {phase}"
-    first = _first_token(model, fed[0][0], hidden)
+    first = _first_token(model, fed[0][0], hidden, entering)
     done = 0
     with (
         _told_of_the_disk(path),
@@ -83,7 +90,8 @@ def record(
             experts_per_layer=_experts_per_layer(model),
             top_k=first.experts.shape[2],
             hidden=0 if first.gate_input is None else first.gate_input.shape[2],
-            hidden_dtype=hidden or "F16",
+            entering=0 if first.entering is None else first.entering.shape[2],
+            hidden_dtype=hidden or entering or "F16",
             about=about,
             resume=resume,
         ) as writer,
@@ -92,7 +100,7 @@ def record(
             if progress is not None:
                 progress(number, len(fed), done)
             sequence = _Sequence(writer, fed[number], feed, phase)
-            with listening(model, sequence.heard, hidden):
+            with listening(model, sequence.heard, hidden, entering):
                 _run(model, sequence, tokens or 1)
             prompt = prompts[number]
             writer.end_sequence(prompt.label, source=prompt.source, prompt_tokens=sequence.prefilled)
@@ -125,6 +133,7 @@ class _Sequence:
             token_id=self.tokens[first : first + count],
             phase=np.where(row < self.prefilled, PREFILL, DECODE),
             gate_input=routed.gate_input,
+            entering=routed.entering,
         )
 
 
@@ -148,10 +157,10 @@ def _run(model: Any, sequence: _Sequence, new_tokens: int) -> None:
         )
 
 
-def _first_token(model: Any, token: int, hidden: str) -> Routed:
+def _first_token(model: Any, token: int, hidden: str, entering: str) -> Routed:
     """The routing of one token: how many layers speak, of how many experts, about how wide a tensor."""
     heard: list[Routed] = []
-    with listening(model, heard.append, hidden):
+    with listening(model, heard.append, hidden, entering):
         decode(model, [token], max_new_tokens=1).whole()
     if len(heard) != 1 or len(heard[0].experts) != 1:
         raise UnsupportedModelError(

@@ -30,7 +30,7 @@ class Order:
     model: str  # as prophet_moe.load takes it, on the worker's host
     load: dict[str, Any]  # its other arguments; budget and threads are those of one worker
     name: str  # the model's, for the trace
-    settings: dict[str, Any]  # of record(): tokens, feed, phase, hidden
+    settings: dict[str, Any]  # of record(): tokens, feed, phase, hidden, entering
 
 
 @dataclass(frozen=True)

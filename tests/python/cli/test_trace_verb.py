@@ -110,14 +110,15 @@ def test_import(prophet: Any, tmp_path: Path) -> None:
 
 def test_teacher_forced(prophet: Any, prompts: Path, tmp_path: Path) -> None:
     words = ("trace", "reference-moe", "--teacher-forced", "-n", "4", "--prompts", str(prompts), "-q")
-    for number, more in enumerate((["--hidden"], ["--step-by-step"], ["--as", "prefill"])):
+    for number, more in enumerate((["--hidden"], ["--step-by-step"], ["--as", "prefill", "--entering"])):
         done = prophet(*words, *more, "-o", str(tmp_path / str(number)))
         assert done.exit_code == 0, done.stderr
     one, steps, prefill = (TraceReader(tmp_path / str(number)) for number in range(3))
     assert one.tokens == steps.tokens == prefill.tokens <= 8
     assert (one.map("phase") == 1).all()
     assert (prefill.map("phase") == 0).all()
-    assert one.arrays["gate_input"] == ("F16", (one.tokens, 12, 192))
+    assert one.arrays["gate_input"] == prefill.arrays["entering"] == ("F16", (one.tokens, 12, 192))
+    assert "entering" not in one.arrays
     assert not steps.has("gate_input")
 
 

@@ -27,6 +27,8 @@ def arrays(lengths: list[int], layers: int = 3, experts: int = 7, top_k: int = 2
         "gates": random.random((n, layers, top_k)).astype(np.float32),
         "tokens": random.integers(0, 1000, n),
         "starts": np.cumsum([0, *lengths]),
+        "gate_inputs": random.random((n, layers, 5)),
+        "entering": random.random((n, layers, 4)),
     }
 
 
@@ -41,7 +43,14 @@ def trace(tmp_path: Path) -> TraceReader:
     """Four sequences in three domains, with inputs and phases."""
     rows = arrays([6, 30, 9, 25])
     with TraceWriter(
-        tmp_path / "whole", model="m", layers=3, experts_per_layer=7, top_k=2, hidden=2, about={"feed": "f"}
+        tmp_path / "whole",
+        model="m",
+        layers=3,
+        experts_per_layer=7,
+        top_k=2,
+        hidden=2,
+        entering=4,
+        about={"feed": "f"},
     ) as writer:
         for number, label in enumerate(LABELS):
             part = slice(rows["starts"][number], rows["starts"][number + 1])
@@ -52,6 +61,7 @@ def trace(tmp_path: Path) -> TraceReader:
                 token_id=rows["tokens"][part],
                 phase=np.arange(count) > 3,
                 gate_input=np.full((count, 3, 2), number),
+                entering=np.full((count, 3, 4), number),
             )
             writer.end_sequence(label, source=f"s{number}")
     return TraceReader(tmp_path / "whole")
@@ -64,9 +74,16 @@ def trace(tmp_path: Path) -> TraceReader:
     experts=st.sampled_from([2, 7, 300]),
     gates=st.booleans(),
     tokens=st.booleans(),
+    states=st.booleans(),
 )
 def test_what_is_imported_is_read(
-    tmp_path_factory: Any, lengths: list[int], layers: int, experts: int, gates: bool, tokens: bool
+    tmp_path_factory: Any,
+    lengths: list[int],
+    layers: int,
+    experts: int,
+    gates: bool,
+    tokens: bool,
+    states: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("import")
     given = arrays(lengths, layers, experts)
@@ -80,6 +97,8 @@ def test_what_is_imported_is_read(
         gates=paths["gates"] if gates else None,
         tokens=paths["tokens"] if tokens else None,
         starts=paths["starts"],
+        gate_inputs=paths["gate_inputs"] if states else None,
+        entering=paths["entering"] if states else None,
         labels=labels,
         model="m",
     )
@@ -91,6 +110,10 @@ def test_what_is_imported_is_read(
         np.testing.assert_array_equal(made.map("gate_probs"), given["gates"].astype(np.float16))
     if tokens:
         np.testing.assert_array_equal(made.map("token_id"), given["tokens"])
+    for array, file in (("gate_input", "gate_inputs"), ("entering", "entering")):
+        assert made.has(array) == states
+        if states:
+            np.testing.assert_array_equal(made.map(array), given[file].astype(np.float16))
     assert made.labels == tuple(f"d{n}" for n in range(len(lengths)))
     assert (made.model, made.metadata["feed"]) == ("m", "imported")
 
@@ -114,6 +137,9 @@ def test_without_starts_all_is_one_sequence(tmp_path: Path) -> None:
         ({"gates": np.zeros((9, 3, 2), int)}, "floating-point numbers, not int64"),
         ({"gates": np.full((9, 3, 2), np.nan)}, "not finite"),
         ({"tokens": np.zeros(8, int)}, r"tokens is \[8\]"),
+        ({"gate_inputs": np.zeros((9, 6))}, r"it must be \[tokens, layers, hidden\]"),
+        ({"entering": np.zeros((9, 2, 5))}, r"these ids ask for \[9, 3, hidden\]"),
+        ({"entering": np.full((9, 3, 5), np.inf)}, "not finite"),
         ({"starts": np.array([0, 5])}, "the last place must be 9"),
         ({"starts": np.array([0, 5, 5, 9])}, "rising places"),
         ({"starts": np.array([0, 7, 5, 9], np.uint64)}, "rising places"),
@@ -132,6 +158,8 @@ def test_arrays_that_are_no_trace_are_refused(tmp_path: Path, change: dict[str, 
             gates=paths["gates"],
             tokens=paths["tokens"],
             starts=paths["starts"],
+            gate_inputs=paths["gate_inputs"],
+            entering=paths["entering"],
         )
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -186,7 +214,7 @@ def test_parts_hold_their_sequences_whole(trace: TraceReader, tmp_path: Path) ->
         assert part.metadata["part"] == f"{name} of whole"
         for mine, theirs in enumerate(parts[name]):
             assert part.notes[mine] == {"label": LABELS[theirs], "sequence": theirs, "source": f"s{theirs}"}
-            for array in ("experts", "gate_probs", "token_id", "phase", "gate_input"):
+            for array in ("experts", "gate_probs", "token_id", "phase", "gate_input", "entering"):
                 np.testing.assert_array_equal(
                     part.map(array)[part.rows(mine)], trace.map(array)[trace.rows(theirs)]
                 )

@@ -19,7 +19,7 @@ from prophet_moe.record.shards import News, Part, as_text, divide, of_text, shar
 
 IDS = [[5 + i, 6, 7 + i] for i in range(9)]
 PROMPTS = [Prompt("even" if i % 2 == 0 else "odd", f"p:{i}", ids=tuple(IDS[i])) for i in range(9)]
-SETTINGS = {"tokens": 5, "feed": "greedy", "phase": "decode", "hidden": "F32"}
+SETTINGS = {"tokens": 5, "feed": "greedy", "phase": "decode", "hidden": "F32", "entering": "F32"}
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,7 @@ def trace(path: Path, seed: int, model: str = "m", layers: int = 2, hidden: int 
         experts_per_layer=8,
         top_k=2,
         hidden=hidden,
+        entering=hidden,
         about={"seed": str(seed)},
     ) as writer:
         for sequence in range(2):
@@ -215,6 +216,7 @@ def trace(path: Path, seed: int, model: str = "m", layers: int = 2, hidden: int 
                 token_id=dice.integers(0, 9, 3),
                 phase=[0, 1, 1],
                 gate_input=dice.random((3, layers, hidden)) if hidden else None,
+                entering=dice.random((3, layers, hidden)) if hidden else None,
             )
             writer.end_sequence(f"d{sequence}", source=f"{path.name}:{sequence}")
     return TraceReader(path)
@@ -225,7 +227,7 @@ def test_merged_traces_hold_all_sequences(tmp_path: Path) -> None:
     merged = merge_traces(parts, tmp_path / "out")
     assert merged.labels == ("d0", "d1") * 3
     assert [note["source"] for note in merged.notes] == [f"{n}:{i}" for n in "abc" for i in range(2)]
-    for name in ("experts", "gate_probs", "token_id", "phase", "gate_input"):
+    for name in ("experts", "gate_probs", "token_id", "phase", "gate_input", "entering"):
         np.testing.assert_array_equal(merged.map(name), np.concatenate([p.map(name) for p in parts]))
     assert merged.metadata["merged"] == "3 traces"
     assert "seed" not in merged.metadata, "they differ in it"

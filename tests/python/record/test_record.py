@@ -32,7 +32,7 @@ def same(a: TraceReader, b: TraceReader) -> None:
 def expected(stock_reference: Any, fed: Any, tmp_path_factory: pytest.TempPathFactory) -> TraceReader:
     """Recorded from stock transformers."""
     path = tmp_path_factory.mktemp("stock") / "t.safetensors"
-    return record(stock_reference, *fed, path, name="reference-moe", tokens=6, hidden="F32")
+    return record(stock_reference, *fed, path, name="reference-moe", tokens=6, hidden="F32", entering="F32")
 
 
 def test_a_trace_says_what_was_fed(expected: TraceReader, fed: Any, stock_reference: Any) -> None:
@@ -83,13 +83,25 @@ def test_routes_are_those_of_the_stock_routers(expected: TraceReader, fed: Any, 
         assert (chosen >= kth[:, None] - 0.05).all()  # bfloat16 logits may swap near equals
 
 
+def test_what_enters_a_layer_is_the_residual_stream(
+    expected: TraceReader, fed: Any, stock_reference: Any
+) -> None:
+    """As transformers itself hands it out, of the prompt that one pass reads."""
+    with torch.no_grad():
+        states = stock_reference(torch.tensor([fed.ids[0]]), output_hidden_states=True).hidden_states
+    part, prompt = expected.sequence(0), len(fed.ids[0])
+    assert part.entering is not None
+    for layer in range(expected.layers):
+        np.testing.assert_array_equal(part.entering[:prompt, layer], states[layer][0].float().numpy())
+
+
 @pytest.mark.parametrize("slots", ["100%", "25%", 8])
 def test_an_offloaded_model_gives_the_same_trace(
     load: Callable[..., Any], expected: TraceReader, fed: Any, tmp_path: Path, slots: Any
 ) -> None:
     model = load("reference-moe", slots=slots, exact=True)
     path = tmp_path / "t.safetensors"
-    found = record(model, *fed, path, name="reference-moe", tokens=6, hidden="F32")
+    found = record(model, *fed, path, name="reference-moe", tokens=6, hidden="F32", entering="F32")
     same(found, expected)
     assert found.metadata["arithmetic"] == "prophet, exact"
     assert os.listdir(tmp_path) == ["t.safetensors"]
@@ -145,7 +157,7 @@ def test_each_family_shows_what_its_routers_read(family: str) -> None:
         module.register_forward_pre_hook(lambda _m, args: given.append(args[0].clone()))
         for module in experts_modules(model).values()
     ]
-    with torch.no_grad(), listening(model, heard.append, "F32"):
+    with torch.no_grad(), listening(model, heard.append, "F32", "F32"):
         model(torch.tensor([[5, 6, 7, 8]]), use_cache=False)
     for handle in handles:
         handle.remove()
@@ -155,6 +167,9 @@ def test_each_family_shows_what_its_routers_read(family: str) -> None:
     assert routed.gate_input is not None
     alike = np.array_equal(routed.gate_input, torch.stack(given, 1).numpy())
     assert alike == (family != "gemma4_text")
+    assert routed.entering is not None
+    assert routed.entering.shape[:2] == routed.experts.shape[:2]
+    assert np.isfinite(routed.entering).all()
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3", "gemma4_text", "nemotron_h", "zaya", "jamba"])
@@ -164,7 +179,7 @@ def test_families_with_routers_of_their_own_kind(
     build(family).save_pretrained(tmp_path / "model")
     prompts = [Prompt("x", "a:1"), Prompt("y", "a:2")]
     ids = [[5, 6, 7, 8, 9], [10, 11]]
-    settings = {"name": "tiny", "tokens": 4, "hidden": "F32"}
+    settings = {"name": "tiny", "tokens": 4, "hidden": "F32", "entering": "F32"}
     stock = load_stock(tmp_path / "model", dtype=torch.float32)
     offloaded = load(tmp_path / "model", slots="50%", exact=True)
     same(
@@ -196,7 +211,7 @@ def interrupt_at(model: Any, forwards: int) -> Iterator[None]:
 def test_ctrl_c_loses_only_the_sequence_under_way(
     stock_reference: Any, fed: Any, expected: TraceReader, tmp_path: Path
 ) -> None:
-    settings = {"name": "reference-moe", "tokens": 6, "hidden": "F32"}
+    settings = {"name": "reference-moe", "tokens": 6, "hidden": "F32", "entering": "F32"}
     path = tmp_path / "t.safetensors"
     with pytest.raises(KeyboardInterrupt), interrupt_at(stock_reference, 1 + 8 + 4):
         record(stock_reference, *fed, path, **settings)
@@ -225,9 +240,9 @@ def test_a_full_disk_leaves_what_is_complete(
     stock_reference: Any, fed: Any, expected: TraceReader, tmp_path: Path
 ) -> None:
     path = tmp_path / "t.safetensors"
-    settings = {"name": "reference-moe", "tokens": 6, "hidden": "F32"}
+    settings = {"name": "reference-moe", "tokens": 6, "hidden": "F32", "entering": "F32"}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    row = 12 * 192 * 4  # bytes of gate_input
+    row = 12 * 192 * 4  # bytes of gate_input, and of entering
     resource.setrlimit(resource.RLIMIT_FSIZE, (row * 25, hard))  # of 54 rows in three sequences
     try:
         with pytest.raises(WriteError, match=r"could not be written \(File too large\).*--resume"):
@@ -246,9 +261,11 @@ def test_what_makes_no_sense_is_refused(stock_reference: Any, fed: Any, tmp_path
     path = tmp_path / "t"
     with pytest.raises(InvalidArgument, match="0 prompts"):
         record(stock_reference, [], [], path, name="m")
-    for wrong in ({"feed": "guess"}, {"phase": "both"}, {"hidden": "F8"}):
+    for wrong in ({"feed": "guess"}, {"phase": "both"}, {"hidden": "F8"}, {"entering": "F8"}):
         with pytest.raises(InvalidArgument, match="no way to record"):
             record(stock_reference, *fed, path, name="m", **wrong)
+    with pytest.raises(InvalidArgument, match="one type"):
+        record(stock_reference, *fed, path, name="m", hidden="F16", entering="F32")
     path.write_text("kept")
     with pytest.raises(TraceError, match="exists already"):
         record(stock_reference, *fed, path, name="m")

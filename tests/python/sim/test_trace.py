@@ -58,8 +58,9 @@ def test_what_is_written_is_read_also_by_the_stock_library(tmp_path: Path) -> No
         "token_id": random.integers(0, 1000, 7),
         "phase": np.array([0, 0, 0, 1, 1, 1, 1]),
         "gate_input": random.standard_normal((7, 2, 5)),
+        "entering": random.standard_normal((7, 2, 4)),
     }
-    settings = GEOMETRY | {"experts_per_layer": 300, "top_k": 3, "hidden": 5}
+    settings = GEOMETRY | {"experts_per_layer": 300, "top_k": 3, "hidden": 5, "entering": 4}
     with TraceWriter(path, **settings) as writer:  # type: ignore[arg-type]
         for first, last in ((0, 2), (2, 4), (4, 7)):
             writer.append(**{name: array[first:last] for name, array in rows.items()})
@@ -75,6 +76,8 @@ def test_what_is_written_is_read_also_by_the_stock_library(tmp_path: Path) -> No
     np.testing.assert_array_equal(second.experts, rows["experts"][4:])
     assert second.gate_input is not None
     np.testing.assert_array_equal(second.gate_input, rows["gate_input"][4:].astype(np.float16))
+    assert second.entering is not None
+    np.testing.assert_array_equal(second.entering, rows["entering"][4:].astype(np.float16))
     with safe_open(path, "np") as stock:
         assert stock.metadata()["format"] == "prophet-trace"
         for name, array in rows.items():
@@ -137,6 +140,8 @@ def test_bfloat16_inputs_are_widened(tmp_path: Path) -> None:
         ({"token_id": np.zeros(7, np.int32)}, {}, r"token_id is \[7\]"),
         ({"phase": np.zeros((8, 1), np.uint8)}, {}, r"phase is \[8, 1\]"),
         ({"gate_input": np.zeros((8, 3, 4), np.float16)}, {}, r"gate_input is \[8, 3, 4\]"),
+        ({"entering": np.zeros((8, 2), np.float16)}, {}, r"entering is \[8, 2\]"),
+        ({"entering": np.zeros((8, 2, 4), np.int32)}, {}, "entering is I32"),
         ({"sequence_start": np.array([0, 3, 3, 8])}, {}, "sequence 1 has no tokens"),
         ({"sequence_start": np.array([0, 5, 3, 8])}, {}, "sequence 1 has no tokens"),
         ({"sequence_start": np.array([0, 3, 9])}, {}, "from 0 to 8"),
@@ -394,7 +399,14 @@ def test_sequences_are_ended_once_and_traces_have_some(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"layers": 0}, {"top_k": 7}, {"top_k": 0}, {"hidden": -1}, {"hidden": 4, "hidden_dtype": "F64"}],
+    [
+        {"layers": 0},
+        {"top_k": 7},
+        {"top_k": 0},
+        {"hidden": -1},
+        {"entering": -1},
+        {"hidden": 4, "hidden_dtype": "F64"},
+    ],
 )
 def test_geometries_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(TraceError):
