@@ -27,12 +27,14 @@ JointPredictor::JointPredictor(const Geometry& geometry, std::unique_ptr<Predict
       second_(std::move(second)),
       chance_(logit(std::clamp(float(geometry.top_k) / float(geometry.experts_per_layer), kSure,
                                1 - kSure))) {
-  const std::int32_t a = first_->hidden_width(), b = second_->hidden_width();
-  if (a != 0 && b != 0 && a != b) {
+  const auto same = [&](std::int32_t a, std::int32_t b) {
+    if (a == 0 || b == 0 || a == b) return;
     throw InvalidArgument(first_->name() + " reads hidden states of width " + std::to_string(a) +
                           " and " + second_->name() + " of " + std::to_string(b) +
                           ": they are not of one model");
-  }
+  };
+  same(first_->hidden_width(), second_->hidden_width());
+  same(first_->entering_width(), second_->entering_width());
   waiting_.resize(std::size_t(geometry.layers) * kHorizons);
   chosen_.resize(std::size_t(geometry.experts_per_layer));
   forget();
@@ -42,12 +44,17 @@ std::int32_t JointPredictor::hidden_width() const {
   return std::max(first_->hidden_width(), second_->hidden_width());
 }
 
+std::int32_t JointPredictor::entering_width() const {
+  return std::max(first_->entering_width(), second_->entering_width());
+}
+
 void JointPredictor::forget() {
   for (std::int32_t f = 0; f < kHorizons; ++f) {
     std::copy_n(kBegin[f], 3, weights_[f].of);
     std::fill_n(weights_[f].squares, 3, 0.0);
   }
   for (Waiting& one : waiting_) one.open = false;
+  ready_[0] = ready_[1] = false;
 }
 
 void JointPredictor::reset() {
@@ -64,7 +71,14 @@ void JointPredictor::observe(const Glimpse& glimpse) {
   // Refuses what cannot be before anything is learned from it.
   first_->observe(glimpse);
   second_->observe(glimpse);
+  ready_[0] = ready_[1] = true;
   learn(glimpse);
+}
+
+bool JointPredictor::approach(const Approach& approach) {
+  const bool news[] = {first_->approach(approach), second_->approach(approach)};
+  for (int i = 0; i < 2; ++i) ready_[i] = ready_[i] || news[i];
+  return news[0] || news[1];
 }
 
 // By what the newest token chose: of it the hidden state told. Of several streams by what any
@@ -108,8 +122,8 @@ bool JointPredictor::next_use(std::int32_t layer, std::span<float> gaps) {
 void JointPredictor::forecast(std::int32_t layer, std::vector<Forecast>& out) {
   mine_.clear();
   other_.clear();
-  first_->forecast(layer, mine_);
-  second_->forecast(layer, other_);
+  if (ready_[0]) first_->forecast(layer, mine_);
+  if (ready_[1]) second_->forecast(layer, other_);
   const std::size_t experts = chosen_.size();
   const float unsaid = odds(kUnsaid);
   bool joined[kHorizons] = {};

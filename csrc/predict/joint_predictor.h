@@ -7,8 +7,8 @@
 //   experts)
 //
 // with a, b, c per horizon, learned online by logistic regression (AdaGrad) whenever the router of
-// a forecast layer has spoken. A second predictor that tells nothing loses its weight; all else is
-// the first one's.
+// a forecast layer has spoken; of what was said of a layer twice, by the later word. A second
+// predictor that tells nothing loses its weight; all else is the first one's.
 #pragma once
 
 #include <memory>
@@ -22,15 +22,19 @@ class JointPredictor final : public Predictor {
  public:
   static constexpr std::int32_t kHorizons = 3;  // that are joined
 
-  // Throws InvalidArgument when both read hidden states of different widths.
+  // Throws InvalidArgument when both read hidden states, or what enters layers, of different
+  // widths.
   JointPredictor(const Geometry& geometry, std::unique_ptr<Predictor> first,
                  std::unique_ptr<Predictor> second);
 
   std::string name() const override { return first_->name() + "+" + second_->name(); }
   std::int32_t hidden_width() const override;
   BankPredictor* bank() override { return first_->bank(); }
+  bool reads_tokens() const override { return first_->reads_tokens() || second_->reads_tokens(); }
+  std::int32_t entering_width() const override;
   void reset() override;
   void observe(const Glimpse& glimpse) override;
+  bool approach(const Approach& approach) override;
   bool next_use(std::int32_t layer, std::span<float> gaps) override;
   void forecast(std::int32_t layer, std::vector<Forecast>& out) override;
 
@@ -59,6 +63,7 @@ class JointPredictor final : public Predictor {
   std::vector<Waiting> waiting_;  // [L, horizons]
   std::vector<Forecast> mine_, other_;
   std::vector<char> chosen_;
+  bool ready_[2] = {};  // of each: it has seen something to forecast from
 };
 
 }  // namespace prophet

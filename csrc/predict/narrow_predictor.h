@@ -17,7 +17,10 @@ class NarrowPredictor final : public Predictor {
   std::string name() const override { return inner_->name(); }
   std::int32_t hidden_width() const override { return inner_->hidden_width(); }
   BankPredictor* bank() override { return inner_->bank(); }
+  bool reads_tokens() const override { return inner_->reads_tokens(); }
+  std::int32_t entering_width() const override { return inner_->entering_width(); }
   void reset() override { inner_->reset(); }
+  bool approach(const Approach& approach) override { return inner_->approach(approach); }
   void observe(const Glimpse& glimpse) override { inner_->observe(glimpse); }
   bool next_use(std::int32_t layer, std::span<float> gaps) override {
     return inner_->next_use(layer, gaps);

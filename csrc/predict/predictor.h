@@ -1,7 +1,8 @@
 // What will be needed? A predictor watches the router and forecasts; it decides nothing.
 //
 // Causality: after observe(l) of token t a predictor may use layers <= l of token t and
-// everything of earlier tokens, and nothing else. tests/csrc/predict holds every predictor to it by
+// everything of earlier tokens, and nothing else; after approach(l), what was said until then:
+// layers < l and what it was told of l. tests/csrc/predict holds every predictor to it by
 // scrambling the future.
 //
 // Two forecasts, for two uses. *Next use* serves eviction: how many turns of its own layer (one
@@ -40,6 +41,18 @@ struct Glimpse {
   const float* told = nullptr;
 };
 
+// What is known before a layer runs, while its attention is still to come and the link may idle.
+struct Approach {
+  std::int32_t layer = 0;   // about to run; 0 begins a forward pass
+  std::int32_t tokens = 0;  // rows of the pass
+  // [tokens] the tokens fed, told at layer 0 alone; null where unknown, below 0 of a row where
+  // unknown.
+  const std::int32_t* ids = nullptr;
+  // [entering_width] what enters the layer's attention, of the last token, or null.
+  const float* entering = nullptr;
+  const std::int64_t* streams = nullptr;  // as in Glimpse
+};
+
 class Predictor {
  public:
   virtual ~Predictor() = default;
@@ -52,11 +65,28 @@ class Predictor {
   // Width of Glimpse::hidden it makes use of; 0: none.
   virtual std::int32_t hidden_width() const { return 0; }
 
+  // Whether it makes use of Approach::ids.
+  virtual bool reads_tokens() const { return false; }
+
+  // Width of Approach::entering it makes use of; 0: none.
+  virtual std::int32_t entering_width() const { return 0; }
+
   // Forgets everything it has seen: a new, unrelated stream of tokens begins.
   virtual void reset() = 0;
 
   // The router of a layer has spoken.
   virtual void observe(const Glimpse& glimpse) = 0;
+
+  // A layer is about to run. Comes before its observe, after that of the layer before; not at all
+  // where there is nothing to tell that the predictor reads. True: there is news, and
+  // `forecast(source)` is asked again, where source is the layer observed last, the one before
+  // `approach.layer`; of layer 0 that is the last layer of the token before, also when there was no
+  // such token. Horizons count from there: 1 is `approach.layer` itself. What is said then replaces
+  // what was said of the same layers before.
+  virtual bool approach(const Approach& approach) {
+    (void)approach;
+    return false;
+  }
 
   // E[min(gap, H)] in turns, >= 1, for every expert of `layer`, which was observed last; `gaps` has
   // experts_per_layer entries. False when this predictor has no opinion (gaps untouched).
@@ -66,7 +96,8 @@ class Predictor {
   }
 
   // Appends forecasts with p >= kLeastForecast for layer steps after that of `layer`, which was
-  // observed last and whose `next_use` has been asked. A horizon of `layers` is its own next turn.
+  // observed last and whose `next_use` has been asked, or which comes before the layer approached
+  // since. A horizon of `layers` is its own next turn.
   virtual void forecast(std::int32_t layer, std::vector<Forecast>& out) { (void)layer, (void)out; }
 };
 

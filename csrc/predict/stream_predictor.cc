@@ -24,36 +24,64 @@ void StreamPredictor::begin_pass() {
   }
 }
 
-void StreamPredictor::observe(const Glimpse& glimpse) {
-  named_ = glimpse.streams != nullptr;
+void StreamPredictor::divide(const std::int64_t* streams, std::int32_t tokens,
+                             const float* hidden) {
   order_.clear();
-  if (!named_) {
-    first_->observe(glimpse);
-    return;
-  }
   for (auto& [id, stream] : known_) {
     stream.rows = 0;
     stream.experts.clear();
+    stream.ids.clear();
     stream.weights.clear();
-    stream.hidden = nullptr;
   }
+  for (std::int32_t row = 0; row < tokens; ++row) {
+    Stream& stream = known_[streams[row]];
+    if (!stream.predictor) stream.predictor = make_();
+    if (stream.rows++ == 0) order_.push_back(streams[row]);
+    stream.hidden = row == tokens - 1 ? hidden : nullptr;
+  }
+}
+
+bool StreamPredictor::approach(const Approach& approach) {
+  named_ = approach.streams != nullptr;
+  if (!named_) return first_->approach(approach);
+  divide(approach.streams, approach.tokens, approach.entering);
+  for (std::int32_t row = 0; approach.ids && row < approach.tokens; ++row) {
+    known_[approach.streams[row]].ids.push_back(approach.ids[row]);
+  }
+  bool any = false;
+  for (std::int64_t id : order_) {
+    Stream& stream = known_[id];
+    const bool news = stream.predictor->approach(
+        {approach.layer, stream.rows, approach.ids ? stream.ids.data() : nullptr, stream.hidden});
+    stream.ready = stream.ready || news;
+    any = any || news;
+  }
+  return any;
+}
+
+void StreamPredictor::observe(const Glimpse& glimpse) {
+  named_ = glimpse.streams != nullptr;
+  if (!named_) {
+    order_.clear();
+    first_->observe(glimpse);
+    return;
+  }
+  divide(glimpse.streams, glimpse.tokens, glimpse.hidden);
   const std::size_t k = std::size_t(glimpse.top_k);
   for (std::int32_t row = 0; row < glimpse.tokens; ++row) {
     Stream& stream = known_[glimpse.streams[row]];
-    if (stream.rows++ == 0) order_.push_back(glimpse.streams[row]);
     const std::int32_t* experts = glimpse.experts + std::size_t(row) * k;
     stream.experts.insert(stream.experts.end(), experts, experts + k);
     if (glimpse.weights) {
       const float* weights = glimpse.weights + std::size_t(row) * k;
       stream.weights.insert(stream.weights.end(), weights, weights + k);
     }
-    stream.hidden = row == glimpse.tokens - 1 ? glimpse.hidden : nullptr;
   }
   if (glimpse.layer <= layer_) begin_pass();
   layer_ = glimpse.layer;
   for (std::int64_t id : order_) {
     Stream& stream = known_[id];
-    if (!stream.predictor) stream.predictor = make_();
+    stream.ready = true;
     stream.predictor->observe({glimpse.layer, stream.rows, glimpse.top_k, stream.experts.data(),
                                glimpse.weights ? stream.weights.data() : nullptr, stream.hidden});
   }
@@ -77,9 +105,11 @@ bool StreamPredictor::next_use(std::int32_t layer, std::span<float> gaps) {
 
 void StreamPredictor::forecast(std::int32_t layer, std::vector<Forecast>& out) {
   if (!named_) return first_->forecast(layer, out);
-  if (order_.size() == 1) return known_[order_[0]].predictor->forecast(layer, out);
   found_.clear();
-  for (std::int64_t id : order_) known_[id].predictor->forecast(layer, found_);
+  for (std::int64_t id : order_) {
+    const Stream& stream = known_[id];
+    if (stream.ready) stream.predictor->forecast(layer, order_.size() == 1 ? out : found_);
+  }
   auto before = [](const Forecast& a, const Forecast& b) {
     return a.horizon != b.horizon ? a.horizon < b.horizon : a.key < b.key;
   };

@@ -11,8 +11,9 @@
 //
 // Streams are taken for independent. They are not quite, so the union is told a little too high.
 // A stream of which a pass has no row is forgotten: its request has ended. With a single stream,
-// and where no streams are named, every call goes to one predictor unchanged. The hidden state of
-// a glimpse is that of its last token, and only that token's stream gets to see it.
+// and where no streams are named, every call goes to one predictor unchanged. Token ids are divided
+// as routes are. The hidden state of a glimpse is that of its last token, and so is what enters a
+// layer: only that token's stream gets to see it.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +36,11 @@ class StreamPredictor final : public Predictor {
   std::string name() const override { return first_->name(); }
   std::int32_t hidden_width() const override { return first_->hidden_width(); }
   BankPredictor* bank() override { return first_->bank(); }
+  bool reads_tokens() const override { return first_->reads_tokens(); }
+  std::int32_t entering_width() const override { return first_->entering_width(); }
   void reset() override;
   void observe(const Glimpse& glimpse) override;
+  bool approach(const Approach& approach) override;
   bool next_use(std::int32_t layer, std::span<float> gaps) override;
   void forecast(std::int32_t layer, std::vector<Forecast>& out) override;
 
@@ -46,12 +50,15 @@ class StreamPredictor final : public Predictor {
  private:
   struct Stream {
     std::unique_ptr<Predictor> predictor;
-    std::vector<std::int32_t> experts;  // its rows of the running step
+    std::vector<std::int32_t> experts, ids;  // of its rows of the running step
     std::vector<float> weights;
-    const float* hidden = nullptr;  // of its last row, where it was told
+    const float* hidden = nullptr;  // of its last row, where it was told, or what enters there
     std::int32_t rows = 0;
+    bool ready = false;  // it has seen something to forecast from
   };
 
+  // Counts the rows of each stream and lists the streams in `order_`.
+  void divide(const std::int64_t* streams, std::int32_t tokens, const float* hidden);
   void begin_pass();
 
   const Make make_;
