@@ -122,8 +122,9 @@ bool JointPredictor::next_use(std::int32_t layer, std::span<float> gaps) {
 void JointPredictor::forecast(std::int32_t layer, std::vector<Forecast>& out) {
   mine_.clear();
   other_.clear();
-  if (ready_[0]) first_->forecast(layer, mine_);
-  if (ready_[1]) second_->forecast(layer, other_);
+  // Of two that have seen nothing both refuse.
+  if (ready_[0] || !ready_[1]) first_->forecast(layer, mine_);
+  if (ready_[1] || !ready_[0]) second_->forecast(layer, other_);
   const std::size_t experts = chosen_.size();
   const float unsaid = odds(kUnsaid);
   bool joined[kHorizons] = {};
