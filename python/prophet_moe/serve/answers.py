@@ -48,8 +48,12 @@ class Shape:
     kind = chunk_kind = ""
 
     def __init__(self, request: str, created: int, model: str, token_text: TokenText) -> None:
-        self._head = {"id": request, "created": created, "model": model}
+        self._head: dict[str, Any] = {"id": request, "created": created, "model": model}
         self._token_text = token_text
+
+    def will_count(self) -> None:
+        """Of a stream that ends with its usage: until then its events say that there is none."""
+        self._head["usage"] = None
 
     def whole(self, answers: Sequence[Gathered], prompt_tokens: int) -> dict[str, Any]:
         """The answer to a request that does not stream."""
@@ -125,16 +129,30 @@ class CompletionShape(Shape):
 
     kind = chunk_kind = "text_completion"
 
+    def __init__(self, *head: Any, echoes: Sequence[str] = ()) -> None:
+        """echoes: the prompt of each choice, which its text begins with; empty: texts are answers alone."""
+        super().__init__(*head)
+        self._echoes = echoes
+
+    def opening(self, number: int) -> dict[str, Any] | None:
+        if not self._echoes:
+            return None
+        return self.chunk(number, Piece(self._echoes[number], (), (), None))
+
     def _choice(self, number: int, answer: Gathered) -> dict[str, Any]:
+        echo = self._echoes[number] if self._echoes else ""
+        return self._said(number, echo + answer.text, answer)
+
+    def _delta(self, number: int, piece: Piece) -> dict[str, Any]:
+        return self._said(number, piece.text, piece)
+
+    def _said(self, number: int, text: str, answer: Gathered | Piece) -> dict[str, Any]:
         return {
             "index": number,
-            "text": answer.text,
+            "text": text,
             "logprobs": self._logprobs(answer.tokens, answer.chosen),
             "finish_reason": answer.finish,
         }
-
-    def _delta(self, number: int, piece: Piece) -> dict[str, Any]:
-        return self._choice(number, Gathered(piece.text, [*piece.tokens], [*piece.chosen], piece.finish))
 
     def _logprobs(self, tokens: Sequence[int], chosen: Sequence[Chosen]) -> dict[str, Any] | None:
         if not chosen:

@@ -192,6 +192,8 @@ def build_app(service: Service, *, api_key: str | None = None) -> FastAPI:
             await held.aclose()
             return Response(status_code=errors.CLIENT_GONE)
         count = wanted.stream_options is not None and wanted.stream_options.include_usage
+        if count:
+            shape.will_count()
         return Answering(events(service, shape, jobs, first, held, count), held)
 
     def head() -> tuple[str, int, str, Any]:
@@ -207,9 +209,9 @@ def build_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     @app.post("/v1/completions", dependencies=[Depends(allowed)])
     async def completions(request: Request, wanted: CompletionWanted) -> Response:
         name, *rest = head()
-        return await answer(
-            request, wanted, await service.completion_jobs(wanted), CompletionShape(f"cmpl-{name}", *rest)
-        )
+        jobs = await service.completion_jobs(wanted)
+        shape = CompletionShape(f"cmpl-{name}", *rest, echoes=service.echoes(wanted))
+        return await answer(request, wanted, jobs, shape)
 
     def card() -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from prophet_moe.serve.admission import Overloaded
 from prophet_moe.serve.loop import Failed
 from prophet_moe.serve.schemas import ErrorBody
 
+PATHS = "/v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, and a page at /"
 KINDS = {401: "authentication_error", 404: "not_found_error", 413: "invalid_request_error", 429: "overloaded"}
 CLIENT_GONE = 499  # nobody reads it; logs do
 
@@ -48,8 +49,12 @@ def validation_sentence(error: RequestValidationError) -> tuple[str, str | None]
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON ({first.get('ctx', {}).get('error', 'malformed')}).", None
-    place = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith("function-"))
+    steps = [str(step) for step in first["loc"][1:] if not str(step).startswith("function-")]
     said = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "wrong_parameter":  # of schemas.wrong
+        steps.append(first["ctx"]["param"])
+        said = first["ctx"]["sentence"]
+    place = ".".join(steps)
     if first["type"] == "extra_forbidden":
         said = "is no parameter of this server: leave it out"
     elif first["type"] == "missing":
@@ -60,7 +65,8 @@ def validation_sentence(error: RequestValidationError) -> tuple[str, str | None]
 def told(error: Exception) -> JSONResponse:
     """Whatever was raised, for the client."""
     if isinstance(error, Refused):
-        return refusal(str(error), error.status, error.param, error.code)
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        return refusal(str(error), error.status, error.param, error.code, **headers)
     if isinstance(error, Overloaded):
         return refusal(str(error), 429, None, "overloaded", **{"Retry-After": str(error.retry_after)})
     if isinstance(error, RequestValidationError):
@@ -69,7 +75,10 @@ def told(error: Exception) -> JSONResponse:
     if isinstance(error, RecursionError):
         return refusal("the body is nested too deeply.", 400)
     if isinstance(error, HTTPException):
-        return refusal(str(error.detail), error.status_code)
+        sentence = str(error.detail)
+        if error.status_code in (404, 405):
+            sentence = f"{sentence}: this server has {PATHS}."
+        return refusal(sentence, error.status_code, **dict(error.headers or {}))
     if isinstance(error, (Failed, ProphetError)):
         return refusal(str(error), 503, None, "model_failed", **{"Retry-After": "1"})
     return refusal(f"the server failed ({type(error).__name__}).", 500)

@@ -6,9 +6,20 @@ errors, and known ones may only say what would happen anyway.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
@@ -16,7 +27,6 @@ MOST_LOGPROBS = 20
 # Parameters of OpenAI's that must be left at what this server does anyway.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
-    "echo": (None, False),
     "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
     "functions": (None, []),
@@ -32,6 +42,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # Notes of the caller's, which change no answer.
 NOTES = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
+# What an answer of the assistant has beside its text: clients send it back as it was, empty.
+ANSWERED = ("annotations", "audio", "function_call", "reasoning_content", "refusal", "tool_calls")
+
+
+def wrong(param: str, sentence: str) -> PydanticCustomError:
+    """A complaint about one parameter, whichever validator makes it; serve/errors.py tells it."""
+    return PydanticCustomError(
+        "wrong_parameter", "{param} {sentence}", {"param": param, "sentence": sentence}
+    )
+
+
+def without(given: Any, neutral: dict[str, tuple[Any, ...]], served: Any) -> Any:
+    """`given` less the names of `neutral` that are not in `served`; raises where they say anything."""
+    for name in neutral:
+        if name in given and name not in served and given[name] not in neutral[name]:
+            raise wrong(name, "is not supported by this server: leave it out")
+    return {key: value for key, value in given.items() if key not in neutral or key in served}
 
 
 def _text(value: Any) -> Any:
@@ -43,6 +70,20 @@ def _text(value: Any) -> Any:
     return value
 
 
+def _or_else(sentence: str) -> WrapValidator:
+    """One complaint about a value of several possible kinds, in place of one about the first of them."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            if isinstance(value, str):
+                raise
+            raise ValueError(sentence) from None
+
+    return WrapValidator(check)
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 
@@ -50,6 +91,7 @@ TokenId = Annotated[int, Field(ge=0, strict=True)]
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None  # padding of chunks is not served
 
 
 class Wanted(BaseModel):
@@ -74,14 +116,20 @@ class Wanted(BaseModel):
     def _only_what_is_served(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        for name, neutral in NEUTRAL.items():
-            if name in given and name not in cls.model_fields:
-                if given[name] not in neutral:
-                    raise ValueError(f"{name} is not supported by this server: leave it out")
-                given = {key: value for key, value in given.items() if key != name}
-        return {key: value for key, value in given.items() if key not in NOTES}
+        served = without(given, NEUTRAL, cls.model_fields)
+        return {key: value for key, value in served.items() if key not in NOTES}
 
-    @field_validator("temperature", "top_p", "n", "stream", "ignore_eos", "top_k", mode="before")
+    @field_validator(
+        "temperature",
+        "top_p",
+        "n",
+        "stream",
+        "ignore_eos",
+        "top_k",
+        "echo",
+        mode="before",
+        check_fields=False,
+    )
     @classmethod
     def _null_is_the_default(cls, value: Any, info: Any) -> Any:
         return cls.model_fields[info.field_name].default if value is None else value
@@ -97,7 +145,7 @@ class Wanted(BaseModel):
     @model_validator(mode="after")
     def _options_of_streams(self) -> Wanted:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for streams: set stream, or leave it out")
+            raise wrong("stream_options", "is for streams: set stream, or leave it out")
         return self
 
     @property
@@ -117,8 +165,14 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Annotated[Text | list[TextPart], _or_else("must be a text, or parts of type text")]
     name: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_answered(cls, given: Any) -> Any:
+        nothing: dict[str, tuple[Any, ...]] = dict.fromkeys(ANSWERED, (None, []))
+        return without(given, nothing, ()) if isinstance(given, dict) else given
 
     def turn(self) -> dict[str, str]:
         """As chat templates take it."""
@@ -137,7 +191,7 @@ class ChatWanted(Wanted):
     @model_validator(mode="after")
     def _logprobs_first(self) -> ChatWanted:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: set it, or leave top_logprobs out")
+            raise wrong("top_logprobs", "needs logprobs: set it, or leave top_logprobs out")
         return self
 
     @property
@@ -148,8 +202,18 @@ class ChatWanted(Wanted):
 class CompletionWanted(Wanted):
     """POST /v1/completions"""
 
-    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    prompt: Annotated[
+        Text | list[TokenId] | list[Text] | list[list[TokenId]],
+        _or_else("must be a text, token ids, or a list of one of them"),
+    ]
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _log_probabilities_of_answers(self) -> CompletionWanted:
+        if self.echo and self.logprobs is not None:
+            raise wrong("echo", "is not served together with logprobs: prompts have none here, leave one out")
+        return self
 
     @property
     def alternatives(self) -> int | None:

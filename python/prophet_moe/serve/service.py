@@ -89,6 +89,13 @@ class Service:
         prompts = [await self._encode(prompt) for prompt in wanted.prompts()]
         return self._jobs(wanted, prompts, wanted.max_tokens or DEFAULT_NEW_TOKENS, "prompt", ())
 
+    def echoes(self, wanted: CompletionWanted) -> list[str]:
+        """The text of each choice's prompt, where answers shall begin with it; else nothing."""
+        if not wanted.echo:
+            return []
+        texts = [one if isinstance(one, str) else self.decode(one) for one in wanted.prompts()]
+        return [text for text in texts for _ in range(wanted.n)]
+
     def health(self) -> tuple[bool, dict[str, Any]]:
         """(well, what to say)."""
         loop = self.loop

@@ -174,9 +174,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "stop": ""}, "empty stop"),
     ({"prompt": "a", "stop": [""]}, "empty stop"),
     ({"prompt": "a", "logprobs": 21}, "logprobs"),
-    ({"prompt": "a", "echo": True}, "echo is not supported"),
+    ({"prompt": "a", "echo": True, "logprobs": 1}, "echo is not served together with logprobs"),
+    ({"prompt": "a", "suffix": "b"}, "suffix is not supported"),
+    ({"prompt": "a", "best_of": 2}, "best_of is not supported"),
+    ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias is not supported"),
     ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not supported"),
-    ({"prompt": "a", "stream_options": {"include_usage": True}}, "is for streams"),
+    ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options is for streams"),
+    ({"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}}, "obfuscation"),
     ({"prompt": "a", "min_p": 0.1}, "min_p is no parameter"),
 ]
 
@@ -191,6 +195,39 @@ def test_a_wrong_completion_is_refused(running: Running, body: dict[str, Any], s
     assert sentence in error["message"], error
     assert error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"}
+    named = error["message"].partition(" ")[0].partition(".")[0]
+    assert named not in body or str(error["param"]).partition(".")[0] == named, error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("functions", [{"name": "f"}]),
+        ("logit_bias", {"5": -100}),
+        ("response_format", {"type": "json_object"}),
+        ("presence_penalty", 0.1),
+        ("reasoning_effort", "high"),
+        ("audio", {"voice": "x"}),
+        ("top_logprobs", 2),
+        ("n", 5),
+        ("max_completion_tokens", CONTEXT),
+    ],
+)
+def test_a_wish_that_is_not_served_is_named(running: Running, name: str, value: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        running.client().chat.completions.create(
+            model="reference-moe", messages=[{"role": "user", "content": "a"}], extra_body={name: value}
+        )
+    body: Any = refused.value.body
+    assert refused.value.status_code == 400
+    if name == "max_completion_tokens":
+        assert body["code"] == "context_length_exceeded"
+        assert f"context is {CONTEXT} tokens" in body["message"]
+    else:
+        assert body["param"] == name
+        assert name == "n" or body["message"].startswith(f"{name} ")
 
 
 @pytest.mark.parametrize(
@@ -201,13 +238,62 @@ def test_a_wrong_completion_is_refused(running: Running, body: dict[str, Any], s
         [{"role": "robot", "content": "a"}],
         [{"role": "user"}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        [{"role": "user", "content": "a", "tool_calls": []}],
+        [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1", "type": "function"}]}],
+        [{"role": "tool", "content": "a", "tool_call_id": "1"}],
     ],
 )
 def test_a_wrong_conversation_is_refused(running: Running, messages: Any) -> None:
     answer = running.post("/v1/chat/completions", json={"messages": messages})
     assert answer.status_code == 400
     assert "messages" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_an_answer_is_sent_back_as_it_was(running: Running, as_dict: bool) -> None:
+    """The second turn of a conversation, as OpenAI's users write it."""
+    client = running.client()
+    turns: list[Any] = [{"role": "user", "content": "Hello"}]
+    settings: dict[str, Any] = {"model": "reference-moe", "max_tokens": 4, "temperature": 0}
+    first = client.chat.completions.create(messages=turns, **settings).choices[0].message
+    turns.append(first.model_dump() if as_dict else first)
+    turns.append({"role": "user", "content": "And then?"})
+    again = client.chat.completions.create(messages=turns, **settings)
+    plain = [turns[0], {"role": "assistant", "content": first.content}, turns[2]]
+    assert again.choices == client.chat.completions.create(messages=plain, **settings).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_begins_with_the_prompt(running: Running, tokenizer: Any, stream: bool) -> None:
+    client = running.client()
+    settings: dict[str, Any] = {"model": "reference-moe", "max_tokens": 6, "temperature": 0}
+    for prompt, said in (
+        (PROMPTS[:2], PROMPTS[:2]),
+        (tokenizer(PROMPTS[2])["input_ids"], [PROMPTS[2]]),
+    ):
+        plain = client.completions.create(prompt=prompt, **settings)
+        texts = [""] * len(said)
+        if stream:
+            for chunk in client.completions.create(prompt=prompt, echo=True, stream=True, **settings):
+                texts[chunk.choices[0].index] += chunk.choices[0].text
+        else:
+            echoed = client.completions.create(prompt=prompt, echo=True, **settings)
+            texts = [choice.text for choice in echoed.choices]
+            assert echoed.usage == plain.usage
+        assert texts == [one + choice.text for one, choice in zip(said, plain.choices, strict=True)]
+
+
+def test_a_stream_tells_its_usage_at_the_end(running: Running) -> None:
+    """And until then that there is none, as OpenAI has it; without the wish, nothing of it."""
+    for wish in (True, False):
+        body: dict[str, Any] = {"prompt": "Hello", "max_tokens": 3, "stream": True, "ignore_eos": True}
+        if wish:
+            body["stream_options"] = {"include_usage": True}
+        lines = running.post("/v1/completions", json=body).text.splitlines()
+        found = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert [one.get("usage", "none") for one in found[:-1]] == [None if wish else "none"] * (
+            len(found) - 1
+        )
+        assert (found[-1].get("usage") or {}).get("completion_tokens") == (3 if wish else None)
 
 
 def test_neutral_parameters_of_openai_pass(running: Running) -> None:
@@ -258,7 +344,10 @@ def test_other_paths_and_methods_speak_openais_language(running: Running) -> Non
         (httpx.get(f"{running.url}/v1/completions"), 405),
     ):
         assert answer.status_code == status
-        assert answer.json()["error"]["message"]
+        assert "/v1/chat/completions" in answer.json()["error"]["message"]
+    assert httpx.get(f"{running.url}/v1/completions").headers["Allow"] == "POST"
+    with pytest.raises(openai.NotFoundError, match="this server has /v1/chat/completions"):
+        running.client().responses.create(model="reference-moe", input="Hello")
 
 
 def test_overload_is_told_at_once(open_server: Callable[..., Any]) -> None:
@@ -289,7 +378,9 @@ def test_keys(open_server: Callable[..., Any]) -> None:
         for key in ("wrong", "sesame2", "sésame"):
             with pytest.raises((openai.AuthenticationError, UnicodeEncodeError)):
                 running.client(key).models.list()
-        assert httpx.get(f"{running.url}/v1/models").status_code == 401
+        keyless = httpx.get(f"{running.url}/v1/models")
+        assert (keyless.status_code, keyless.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert "send it as Authorization" in keyless.json()["error"]["message"]
         assert [one.id for one in running.client("sesame").models.list()] == ["reference-moe"]
         assert httpx.get(f"{running.url}/health").status_code == 200
 
