@@ -30,9 +30,11 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 
 from prophet_moe.errors import InvalidArgument, StateError, UnsupportedModelError
 from prophet_moe.models.offload import offload_of
+from prophet_moe.models.one_row import read_in_place
 from prophet_moe.models.sampling import Chooser, Chosen, Sampler, Sampling
 
-PAGE = 32  # tokens of one page of the KV cache
+PAGE = 256  # tokens of one page of the KV cache at most; a multiple of ALIGNED
+ALIGNED = 32
 PASS_TOKENS = 512  # rows of one pass at most: a longer prompt is prefilled in parts
 JOIN_SECONDS = 30.0
 
@@ -102,9 +104,10 @@ class Batching:
         self._numbers = itertools.count(1)
         self._starting = threading.Lock()
         self._stopped = False
+        pages = -(-context // PAGE)
         settings = _settings(
-            page_size=PAGE,
-            num_blocks=-(-kv_tokens // context) * -(-context // PAGE),
+            page_size=-(-context // (pages * ALIGNED)) * ALIGNED,
+            num_blocks=-(-kv_tokens // context) * pages,
             max_batch_tokens=max(rows, min(context, PASS_TOKENS)),
             max_requests_per_batch=rows,
             max_blocks_per_request=0,
@@ -122,6 +125,7 @@ class Batching:
             self._manager.logit_processor = _processors(Sampler(self._chooser_of))
             self._manager.output_router = _Router(self._heard)
             self._manager.batch_processor = self._manager._create_batch_processor()
+            read_in_place(self._manager.batch_processor)
         except (AttributeError, TypeError, ValueError, NotImplementedError, KeyError) as error:
             raise UnsupportedModelError(
                 f"{type(model).__name__} cannot be batched by transformers {transformers.__version__} "

@@ -172,9 +172,45 @@ def test_impossible_sizes_are_refused(model: Any, ear: Ear, sizes: tuple[int, in
         Batching(model, ear, rows=rows, context=context, kv_tokens=kv)
 
 
-def test_blocks_are_counted_as_the_manager_takes_them(batching: Batching, ear: Ear) -> None:
-    assert batching.blocks == 8 * batching.blocks_of(CONTEXT)
-    assert [batching.blocks_of(tokens) for tokens in (1, 32, 33)] == [1, 1, 2]
+@pytest.mark.parametrize(("page", "blocks"), [(256, [1, 1, 1, 1]), (64, [1, 1, 2, 3]), (32, [1, 2, 3, 5])])
+def test_a_request_alone_reads_its_pages_where_they_lie(
+    model: Any,
+    ear: Ear,
+    tokenizer: Any,
+    solo: Solo,
+    monkeypatch: pytest.MonkeyPatch,
+    page: int,
+    blocks: list[int],
+) -> None:
+    """One page, several joined, and more than are joined; beside others it goes the library's road."""
+    monkeypatch.setattr("prophet_moe.models.batching.PAGE", page)
+    monkeypatch.setattr("prophet_moe.models.one_row.MOST_RUNS", 3)
+    gathered: list[int] = []
+    batching = Batching(model, ear, rows=2, context=CONTEXT)
+    try:
+        assert [batching.blocks_of(tokens) for tokens in (32, 64, 96, CONTEXT)] == blocks
+        assert batching.blocks == 2 * batching.blocks_of(CONTEXT)
+        road = batching._manager.batch_processor.cache.update
+        library = road._library
+
+        def gathers(keys: Any, values: Any, layer: int, kwargs: dict[str, Any]) -> Any:
+            gathered.append(keys.shape[2])
+            return library(keys, values, layer, kwargs)
+
+        road._library = gathers
+        prompts = [tokenizer(text)["input_ids"] for text in PROMPTS[:2]]
+        batching.submit("alone", prompts[0], max_new_tokens=120)
+        ear.wait(lambda: "alone" in ear.over)
+        assert (gathered.count(1) > 0) == (blocks[-1] > 3), "only the longest are gathered"
+        assert gathered.count(len(prompts[0])) > 0
+        for number, prompt in enumerate(prompts):
+            batching.submit(f"r{number}", prompt, max_new_tokens=40)
+        ear.wait(lambda: len(ear.over) == 3)
+        assert gathered.count(2) > 0
+    finally:
+        batching.close()
+    assert ear.tokens["alone"] == solo(prompts[0], 120)
+    assert [ear.tokens[f"r{number}"] for number in range(2)] == [solo(prompt, 40) for prompt in prompts]
 
 
 def test_attention_that_cannot_be_paged_is_refused(ear: Ear, load: Callable[..., Any], tmp_path: Any) -> None:
