@@ -20,7 +20,14 @@ from prophet_moe.models.activations import recognise
 from prophet_moe.models.experts import LAYER, NATIVE_DTYPES, MoeLayer, native_rows
 from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
-from prophet_moe.models.parallel import Ranks, agreed, join, planned, require_divided
+from prophet_moe.models.parallel import (
+    Ranks,
+    agreed,
+    join,
+    planned,
+    require_divided,
+    tell_of_lost_peers,
+)
 from prophet_moe.models.placement import Placement, place
 from prophet_moe.models.resident import Progress, load_resident
 from prophet_moe.models.threads import decode_on_one_thread, one_thread_is_faster
@@ -154,6 +161,8 @@ def load(
             offload.ranks, offload.arena = ranks, arena
             _bind(loaded, blueprint, offload, placement, arena)
             attach(loaded, offload)
+            if ranks is not None:
+                tell_of_lost_peers(loaded)
             # Sums of several threads round in another way than those of one.
             small = not exact and not placement.whole_model
             if small and one_thread_is_faster(loaded, info.kv_bytes_per_token * tokens // info.layers):

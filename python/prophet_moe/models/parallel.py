@@ -7,6 +7,7 @@ of its own. What a rank's engine calls expert e is expert `first + e` of the lay
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -28,6 +29,7 @@ from prophet_moe.models.inspect import Blueprint, ModelInfo
 DISPATCH = "ep_dispatch_experts"  # transformers' name of the rule that brings tokens to experts
 _DISPATCHER = "transformers.distributed.expert_parallel"  # absent before experts were dispatched by a rule
 _DIVIDING = ("colwise", "rowwise", "packed_", "embedding_")  # rules that leave a part to each rank
+_GONE = ("gloo", "Connection closed by peer", "Connection reset by peer")
 _PATIENCE = timedelta(hours=2)  # of one rank for another; a dead one is noticed at once
 
 
@@ -229,8 +231,7 @@ def agreed(ranks: Ranks | None) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    told: list[str | None] = [None] * ranks.size
-    dist.all_gather_object(told, None if failure is None else str(failure))
+    told: list[str | None] = gathered(None if failure is None else str(failure))
     if failure is not None:
         raise failure
     for rank, sentence in enumerate(told):
@@ -255,8 +256,35 @@ def gathered(value: Any) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, value)
+    with among_peers():
+        dist.all_gather_object(told, value)
     return told
+
+
+@contextlib.contextmanager
+def among_peers() -> Iterator[None]:
+    """Around what needs all ranks: raises StateError where the transport says that one has gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in _GONE):
+            raise
+        raise StateError(
+            "another process of this model has gone, and none can go on without it: its own last words say "
+            f"why; then start all of them again ({str(error).partition('. ')[0]})."
+        ) from error
+
+
+def tell_of_lost_peers(model: Any) -> None:
+    """From now on the model's forward raises as `among_peers` does, not the transport's own errors."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with among_peers():
+            return forward(*args, **kwargs)
+
+    model.forward = told
 
 
 def leave() -> None:
