@@ -73,6 +73,33 @@ struct Ahead {
   std::size_t n = 0;
 };
 
+// y[r] = matrix * x[r] for several vectors; every tile is read once for a few of them.
+struct Products {
+  const std::uint16_t* tiles = nullptr;  // as of dot_tiles_f16
+  std::size_t n = 0, columns = 0;
+  const float* x = nullptr;  // vector r at r * x_stride
+  std::size_t x_stride = 0;
+  float* y = nullptr;  // the same with y_stride
+  std::size_t y_stride = 0;
+  std::size_t rows = 0;
+};
+
+// Softmax attention of `queries` positions over all `positions`, a head at a time:
+//   out[q] = sum over p of softmax over p of (scale * query[q] . key[p]) * value[p]
+// Head h has the numbers h * head_n .. of every vector; head_n is padded as `n` is.
+struct Attend {
+  const float* query = nullptr;  // position q at q * stride
+  const float* key = nullptr;    // position p at p * stride
+  const float* value = nullptr;  // the same
+  std::size_t stride = 0;
+  float* out = nullptr;  // position q at q * out_stride
+  std::size_t out_stride = 0;
+  std::size_t queries = 0, positions = 0;  // positions <= kMostPositions
+  std::size_t heads = 0, head_n = 0;
+  float scale = 1;
+};
+inline constexpr std::size_t kMostPositions = 64;
+
 // Matrices lie in tiles of kPredictorLanes outputs: [n / lanes, columns, lanes], so that a product
 // reads one ascending stream of memory and needs no sums across lanes.
 struct PredictorKernels {
@@ -89,6 +116,12 @@ struct PredictorKernels {
   void (*normalise)(const Normalise&);
   void (*heads)(const Heads&);
   void (*ahead)(const Ahead&);
+  void (*products)(const Products&);
+  // As `normalise` without the hardswish.
+  void (*layer_norm)(const Normalise&);
+  void (*attend)(const Attend&);
+  // y = (x + bias) * (1 + erf((x + bias) / sqrt 2)) / 2, to 1e-6 of the larger of 1 and |x + bias|.
+  void (*gelu)(const float* x, const float* bias, float* y, std::size_t n);
 };
 
 // y = x in tiles: element (i, c) of a dense [outputs, columns] matrix; the tiles hold

@@ -123,6 +123,7 @@ void fade(float keep, float* y, std::size_t n) {
   for (std::size_t i = 0; i < n; i += V::kWidth) (V::all(keep) * V::load(y + i)).store(y + i);
 }
 
+template <bool kSwish>
 void normalise(const Normalise& call) {
   V sum = V::all(0), square = V::all(0);
   for (std::size_t i = 0; i < call.n; i += V::kWidth) {
@@ -142,8 +143,12 @@ void normalise(const Normalise& call) {
   for (std::size_t i = 0; i < call.n; i += V::kWidth) {
     const V y = V::fma((V::load(call.out + i) - V::all(mean)) * scale, V::load(call.gain + i),
                        V::load(call.bias + i));
-    const V gate = V::min(V::max(y + V::all(3), V::all(0)), V::all(6));
-    (y * gate * V::all(1.0f / 6)).store(call.out + i);
+    if constexpr (kSwish) {
+      const V gate = V::min(V::max(y + V::all(3), V::all(0)), V::all(6));
+      (y * gate * V::all(1.0f / 6)).store(call.out + i);
+    } else {
+      y.store(call.out + i);
+    }
   }
 }
 
@@ -186,8 +191,124 @@ void ahead(const Ahead& call) {
   }
 }
 
-constexpr PredictorKernels kKernels = {
-    add_rows, dot_tiles<std::uint16_t>, dot_tiles<float>, exchange, fade, normalise, heads, ahead};
+template <std::size_t kRows>
+void few_products(const Products& call, std::size_t first) {
+  constexpr std::size_t kVectors = kPredictorLanes / V::kWidth;
+  constexpr std::size_t kSums = kRows * kVectors;
+  constexpr std::size_t kChains = kSums >= 8 ? 1 : kSums >= 4 ? 2 : 4;
+  const std::uint16_t* tiles = call.tiles;
+  const float* x[kRows];
+  for (std::size_t r = 0; r < kRows; ++r) x[r] = call.x + (first + r) * call.x_stride;
+  for (std::size_t i = 0; i < call.n; i += kPredictorLanes) {
+    V sums[kChains][kRows][kVectors];
+    for (auto& chain : sums) {
+      for (auto& row : chain) {
+        for (V& sum : row) sum = V::all(0);
+      }
+    }
+    for (std::size_t c = 0; c < call.columns; c += kChains) {
+      for (std::size_t a = 0; a < kChains; ++a) {
+        // It may point past the tiles; a prefetch cannot fault.
+        __builtin_prefetch(
+            reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(tiles) + kAheadBytes));
+        V weights[kVectors];
+        for (std::size_t v = 0; v < kVectors; ++v) weights[v] = V::half(tiles + v * V::kWidth);
+        for (std::size_t r = 0; r < kRows; ++r) {
+          const V input = V::all(x[r][c + a]);
+          for (std::size_t v = 0; v < kVectors; ++v) {
+            sums[a][r][v] = V::fma(weights[v], input, sums[a][r][v]);
+          }
+        }
+        tiles += kPredictorLanes;
+      }
+    }
+    for (std::size_t r = 0; r < kRows; ++r) {
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        V sum = sums[0][r][v];
+        for (std::size_t a = 1; a < kChains; ++a) sum = sum + sums[a][r][v];
+        sum.store(call.y + (first + r) * call.y_stride + i + v * V::kWidth);
+      }
+    }
+  }
+}
+
+void products(const Products& call) {
+  for (std::size_t r = 0; r < call.rows;) {
+    const std::size_t left = call.rows - r;
+    if (left >= 3) {
+      few_products<3>(call, r);
+    } else if (left == 2) {
+      few_products<2>(call, r);
+    } else {
+      few_products<1>(call, r);
+    }
+    r += left < 3 ? left : 3;
+  }
+}
+
+void attend(const Attend& call) {
+  float shares[kMostPositions];
+  const std::size_t padded = (call.positions + V::kWidth - 1) / V::kWidth * V::kWidth;
+  for (std::size_t p = call.positions; p < padded; ++p) shares[p] = 0;
+  for (std::size_t q = 0; q < call.queries; ++q) {
+    for (std::size_t h = 0; h < call.heads * call.head_n; h += call.head_n) {
+      const float* query = call.query + q * call.stride + h;
+      float most = 0;
+      for (std::size_t p = 0; p < call.positions; ++p) {
+        const float* key = call.key + p * call.stride + h;
+        V sum = V::all(0);
+        for (std::size_t i = 0; i < call.head_n; i += V::kWidth) {
+          sum = V::fma(V::load(query + i), V::load(key + i), sum);
+        }
+        shares[p] = call.scale * sum.sum();
+        most = p == 0 || shares[p] > most ? shares[p] : most;
+      }
+      for (std::size_t p = 0; p < padded; p += V::kWidth) {
+        exponential(V::load(shares + p) - V::all(most)).store(shares + p);
+      }
+      float total = 0;
+      for (std::size_t p = 0; p < call.positions; ++p) total += shares[p];
+      for (std::size_t i = 0; i < call.head_n; i += V::kWidth) {
+        V sum = V::all(0);
+        for (std::size_t p = 0; p < call.positions; ++p) {
+          sum = V::fma(V::all(shares[p]), V::load(call.value + p * call.stride + h + i), sum);
+        }
+        (sum * V::all(1 / total)).store(call.out + q * call.out_stride + h + i);
+      }
+    }
+  }
+}
+
+// erf by a polynomial in 1 / (1 + 0.3275911 |v|) times exp(-v v), Abramowitz and Stegun 7.1.26:
+// off by 1.5e-7 at most.
+void gelu(const float* x, const float* bias, float* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += V::kWidth) {
+    const V in = V::load(x + i) + V::load(bias + i);
+    const V v = V::max(in, V::all(0) - in) * V::all(0.707106781f);
+    const V t = V::all(1) / V::fma(V::all(0.3275911f), v, V::all(1));
+    V sum = V::fma(V::all(1.061405429f), t, V::all(-1.453152027f));
+    sum = V::fma(sum, t, V::all(1.421413741f));
+    sum = V::fma(sum, t, V::all(-0.284496736f));
+    sum = V::fma(sum, t, V::all(0.254829592f));
+    // What is left of 1 - erf(v), of the sign of `in`: x + |x| - |x| * rest, halved.
+    const V rest = sum * t * exponential(V::all(0) - v * v);
+    const V size = V::max(in, V::all(0) - in);
+    ((in + size - size * rest) * V::all(0.5f)).store(y + i);
+  }
+}
+
+constexpr PredictorKernels kKernels = {add_rows,
+                                       dot_tiles<std::uint16_t>,
+                                       dot_tiles<float>,
+                                       exchange,
+                                       fade,
+                                       normalise<true>,
+                                       heads,
+                                       ahead,
+                                       products,
+                                       normalise<false>,
+                                       attend,
+                                       gelu};
 
 }  // namespace
 }  // namespace prophet
