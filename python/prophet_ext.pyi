@@ -286,6 +286,32 @@ class BankPredictor(Predictor):
     def forecast(self, layer: int) -> NDArray[np.float32]:
         """Of every expert, however small."""
 
+class TransformerPredictor(Predictor):
+    """The transformer of prophet_moe.predict.paper_file, from the arrays of its file."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        experts: int,
+        top_k: int,
+        width: int,
+        depth: int,
+        attention_heads: int,
+        context: int,
+        decays: Sequence[float],
+        heads: int,
+        limits: int,
+        limit: int,
+        ahead: int,
+        history: bool,
+        hidden: int,
+        tensors: Mapping[str, NDArray[Any]],
+    ) -> None: ...
+    def next_use(self, layer: int) -> NDArray[np.float32]: ...
+    def forecast(self, layer: int) -> NDArray[np.float32]:
+        """Of every expert, however small."""
+
 class Replay:
     """A routing trace through the engine on a virtual clock: one link, one processor (csrc/sim/replay.h).
 

@@ -12,4 +12,5 @@ PYBIND11_MODULE(prophet_ext, m) {
   prophet::register_cuda(m);
   prophet::register_sim(m);
   prophet::register_systems(m);
+  prophet::register_transformer(m);
 }

@@ -7,10 +7,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "bindings/parts.h"
+#include "bindings/tensors.h"
 #include "core/error.h"
 #include "predict/joint_predictor.h"
 #include "predict/narrow_predictor.h"
@@ -20,20 +20,6 @@ namespace py = pybind11;
 
 namespace prophet {
 namespace {
-
-// The named array's elements as T (same width), or nothing where the file has no such tensor.
-template <typename T>
-std::vector<T> take(const py::dict& tensors, const char* name) {
-  if (!tensors.contains(name)) return {};
-  const py::array array = py::array::ensure(tensors[name], py::array::c_style);
-  if (!array || array.dtype().kind() != 'f' || array.itemsize() != sizeof(T)) {
-    throw InvalidArgument(std::string("the predictor's tensor ") + name + " is not float" +
-                          std::to_string(8 * sizeof(T)) + "; export the predictor again");
-  }
-  std::vector<T> out(std::size_t(array.size()));
-  std::memcpy(out.data(), array.data(), out.size() * sizeof(T));
-  return out;
-}
 
 BankWeights weights_of(const py::dict& t) {
   using Half = std::uint16_t;

@@ -9,7 +9,7 @@ A safetensors file. `__metadata__` has
 
     format   "prophet-predictor"
     version  "1"
-    kind     "bank" (below) or "transformer" (prophet_moe.predict.paper; not read by the runtime)
+    kind     "bank" (below) or "transformer" (prophet_moe.predict.paper_file)
     prophet  one JSON object: {"geometry": {"model", "layers", "experts", "top_k", "hidden"},
              "config": {...}, "training": {...}, "calibration": {...}, "scores": {...}}
 
@@ -107,8 +107,9 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
-from prophet_moe.errors import InvalidArgument, ProphetError
+from prophet_moe.errors import ProphetError
 
+from . import paper_file
 from .bank import Bank, BankConfig
 from .calibrate import Calibration
 from .paper import Paper, PaperConfig
@@ -156,7 +157,9 @@ def save(predictor: Predictor, path: Path) -> None:
     """Writes the file, whole or not at all. The calibration shift is folded into the biases."""
     net, c = predictor.net, predictor.net.config
     tensors = (
-        _bank_tensors(net, predictor.calibration) if isinstance(net, Bank) else _paper_tensors(predictor)
+        _bank_tensors(net, predictor.calibration)
+        if isinstance(net, Bank)
+        else paper_file.tensors_of(net, predictor.calibration)
     )
     for name, array in tensors.items():
         if not np.isfinite(array.astype(np.float32)).all():
@@ -193,7 +196,7 @@ def load(path: Path) -> Predictor:
             _fill_bank(net, tensors)
         else:
             net = Paper(PaperConfig(**sizes, **stored))
-            net.load_state_dict({k[4:]: torch.from_numpy(v) for k, v in tensors.items() if k[:4] == "net."})
+            paper_file.fill(net, tensors)
         c = net.config
         ahead = tensors.get("ahead.scale", np.ones((0, c.layers), np.float32))
         shift = tensors.get("next.shift", np.zeros((c.layers, len(c.heads)), np.float32))
@@ -320,23 +323,16 @@ def _fill_bank(net: Bank, tensors: Arrays) -> None:
     net.load_state_dict(state)
 
 
-def _paper_tensors(predictor: Predictor) -> Arrays:
-    out: Arrays = {"net." + k: _float(v) for k, v in predictor.net.state_dict().items()}
-    fit = predictor.calibration
-    out |= {"next.scale": fit.next_scale, "next.shift": fit.next_shift, "gap.weight": fit.gap_weight}
-    return out | {"ahead.scale": fit.ahead_scale, "ahead.shift": fit.ahead_shift}
-
-
 def native(path: Path, fraction: float) -> Any:
     """The runtime's predictor for a cache with slots for this fraction of all experts."""
     import prophet_ext
 
-    tensors, kind, _ = read(path)
-    if kind != "bank":
-        raise InvalidArgument(f"{path} is of kind {kind}: the runtime runs kind bank only")
-    predictor = load(path)
+    tensors, predictor = read(path)[0], load(path)
+    limits = list(predictor.calibration.limits)
+    limit = limits.index(predictor.limit(fraction))
+    if isinstance(predictor.net, Paper):
+        return paper_file.native(predictor.net, tensors, len(limits), limit)
     c = predictor.net.config
-    assert isinstance(c, BankConfig)
     return prophet_ext.BankPredictor(
         layers=c.layers,
         experts=c.experts,
@@ -347,8 +343,8 @@ def native(path: Path, fraction: float) -> Any:
         recent=[(lag, kind == "gate") for lag, kind in c.recent] if c.history else [],
         heads=len(c.heads),
         latents=c.latents,
-        limits=len(predictor.calibration.limits),
-        limit=list(predictor.calibration.limits).index(predictor.limit(fraction)),
+        limits=len(limits),
+        limit=limit,
         ahead=c.ahead,
         pair=c.pair and c.ahead > 0,
         hidden=c.hidden,

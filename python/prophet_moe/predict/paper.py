@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import gelu, linear
 
 from .bank import OwnLayer
 from .features import Rows
@@ -38,6 +39,42 @@ class PaperConfig:
     drop: float = 0.1
 
 
+class Block(nn.Module):
+    """A pre-norm encoder block over p positions, [p, n, d] for n sequences; every position reads all p."""
+
+    def __init__(self, width: int, heads: int, drop: float) -> None:
+        super().__init__()
+        self.heads, self.drop = heads, drop
+        self.norm_in, self.norm_mid = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.read = nn.Linear(width, 3 * width)  # query, key, value
+        self.merge = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor, last: bool = False) -> torch.Tensor:
+        """[p, n, d], or [1, n, d] with `last`: the last position alone, which is all that heads read."""
+        h, d = self.norm_in(x), x.shape[2]
+        if last:
+            query = linear(h[-1:], self.read.weight[:d], self.read.bias[:d])
+            key, value = linear(h, self.read.weight[d:], self.read.bias[d:]).chunk(2, 2)
+            x = x[-1:]
+        else:
+            query, key, value = self.read(h).chunk(3, 2)
+        x = x + self._dropped(self.merge(self._attend(query, key, value)))
+        return x + self._dropped(self.down(gelu(self.up(self.norm_mid(x)))))
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(2, (self.heads, -1)) for t in (query, key, value))
+        score = (q[:, None] * k[None]).sum(4, dtype=torch.float32) * q.shape[3] ** -0.5
+        share = score.softmax(1).to(v.dtype)
+        return (share[..., None] * v[None]).sum(1).flatten(2)
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        """One mask for all positions: drawing bits costs."""
+        if not self.training or not self.drop:
+            return x
+        return x * ((torch.rand(x.shape[1:]) >= self.drop) / (1 - self.drop)).to(x.dtype)
+
+
 class Paper(nn.Module):
     """Same calls and results as `Bank`."""
 
@@ -51,11 +88,9 @@ class Paper(nn.Module):
         self.place = nn.Parameter(torch.randn(c.context + 1, d) * 0.1)
         if c.hidden:
             self.project = nn.Linear(c.hidden, d)
-        block = nn.TransformerEncoderLayer(
-            d, c.attention_heads, 4 * d, c.drop, "gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(block, c.depth, nn.LayerNorm(d), enable_nested_tensor=False)
-        self.horizon = nn.Parameter(torch.eye(d).repeat(c.ahead + 1, 1, 1))
+        self.blocks = nn.ModuleList(Block(d, c.attention_heads, c.drop) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(d)
+        self.horizon = nn.Parameter(torch.eye(d).repeat(c.ahead, 1, 1))
         self.out = nn.Parameter(torch.randn(L, d, E) * 0.02)
         self.use = nn.Parameter(torch.randn(L, d, len(c.heads) * E) * 0.005)
         self.ahead_bias = nn.Parameter(torch.full((c.ahead, L, E), -2.0))
@@ -83,8 +118,10 @@ class Paper(nn.Module):
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
             layer = self.layer[span.start : span.stop, None]
             positions.append(self.project(x).float() + layer + self.place[c.context])
-        sequence = torch.stack(positions, 2).flatten(0, 1)
-        return self.encoder(sequence)[:, -1].float().unflatten(0, (len(span), len(now)))
+        x = torch.stack(positions).flatten(1, 2)
+        for i, block in enumerate(self.blocks):
+            x = block(x, last=i + 1 == c.depth)
+        return self.norm(x[-1].float()).unflatten(0, (len(span), len(now)))
 
     def forward(
         self, rows: Rows, first: torch.Tensor, tokens: int, span: slice = slice(None)
@@ -100,7 +137,7 @@ class Paper(nn.Module):
         inner = deep.unflatten(1, (b, tokens))[:, :, 1:].flatten(1, 2)
         for f in range(1, c.ahead + 1):
             count = max(0, len(layers) - f)
-            y = torch.bmm(inner[:count] @ self.horizon[f], self.out[span][f:]).float()
+            y = torch.bmm(inner[:count] @ self.horizon[f - 1], self.out[span][f:]).float()
             y = y + self.ahead_bias[f - 1, span][f:, None]
             ahead.append(y.unflatten(1, (b, tokens - 1)))
         return use, ahead

@@ -20,6 +20,7 @@
 #include "predict/narrow_predictor.h"
 #include "predict/predictor_registry.h"
 #include "predict/small_bank.h"
+#include "predict/small_transformer.h"
 
 namespace prophet {
 namespace {
@@ -66,7 +67,19 @@ std::unique_ptr<Predictor> make_mlp() {
   return make_layer_mlp(std::move(w));
 }
 
+std::unique_ptr<Predictor> make_transformer(TransformerConfig config) {
+  return std::make_unique<TransformerPredictor>(
+      std::make_shared<const TransformerNetwork>(config, small_transformer::weights(config)));
+}
+
 const std::vector<Enrolled> kEnrolled = {
+    {"transformer", [] { return make_transformer(small_transformer::config()); }},
+    {"transformer",  // of routing alone
+     [] {
+       TransformerConfig c = small_transformer::config();
+       c.hidden = 0;
+       return make_transformer(c);
+     }},
     {"mlp", make_mlp},
     {"bank", make_bank},
     {"popularity", [] { return make_predictor("popularity", kGeometry); }},

@@ -8,8 +8,6 @@ from predict_networks import AHEAD, bank, paper, predictor
 from predict_routes import EXPERTS, LAYERS, TOP_K, stream
 from safetensors.numpy import load_file, save_file
 
-import prophet_ext
-from prophet_moe.errors import InvalidArgument
 from prophet_moe.predict.export import PredictorError, load, native, read, save
 from prophet_moe.predict.features import Rows
 from prophet_moe.predict.outputs import outputs
@@ -199,10 +197,3 @@ def test_refuses_to_write_weights_that_are_not_finite(tmp_path):
     with pytest.raises(PredictorError, match=r"enter\.bias has values that are not finite"):
         save(predictor(net), tmp_path / "p")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_runtime_runs_banks_only(tmp_path):
-    save(predictor(paper()), tmp_path / "p")
-    with pytest.raises(InvalidArgument, match="kind transformer"):
-        native(tmp_path / "p", 0.5)
-    assert issubclass(PredictorError, prophet_ext.ProphetError)
