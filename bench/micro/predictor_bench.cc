@@ -5,6 +5,8 @@
 //                                 layers ahead with pair terms. Predictors take turns, token by
 //                                 token, until their weights fill that many MiB; 0: one alone,
 //                                 which the last cache holds if it is small.
+//   Transformer/L x E top-K width W depth D/MiB    the paper's, of random weights: three layers of
+//                                 the token, six averages, six heads, three layers ahead.
 //   Joint/L x E top-K rank R/H    such a bank alone, joined by next-gate over hidden states of
 //   width H. Named/NAME/L x E top-K        those that need no training, and no hidden state.
 //
@@ -23,6 +25,7 @@
 #include "predict/bank_predictor.h"
 #include "predict/joint_predictor.h"
 #include "predict/predictor_registry.h"
+#include "predict/transformer_predictor.h"
 
 namespace prophet {
 namespace {
@@ -80,6 +83,58 @@ std::unique_ptr<Predictor> make_bank(const Sizes& sizes) {
   w.ahead_pair = halves(F * L * E * E);
   w.ahead_scale = floats(F * L, 1);
   return std::make_unique<BankPredictor>(std::move(c), std::move(w));
+}
+
+struct Encoder {
+  Geometry geometry;
+  std::int32_t width = 0, depth = 0;
+};
+
+std::unique_ptr<Predictor> make_transformer(const Encoder& sizes) {
+  TransformerConfig c;
+  c.geometry = sizes.geometry;
+  c.width = sizes.width;
+  c.depth = sizes.depth;
+  c.attention_heads = sizes.width / 32;
+  c.context = 3;
+  c.decays = {0.5f, 0.8f, 0.9f, 0.95f, 0.98f, 0.995f};
+  c.heads = 6;
+  c.limits = 1;
+  c.ahead = 3;
+  const std::size_t L = std::size_t(c.geometry.layers), d = std::size_t(c.width),
+                    E = std::size_t(c.geometry.experts_per_layer), B = std::size_t(c.depth), N = 6,
+                    F = 3;
+  TransformerWeights w;
+  w.expert = halves(L * E * d);
+  w.layer = floats(L * d, 0.1f);
+  w.pad = floats(3 * d, 0.1f);
+  w.place = floats(4 * d, 0.1f);
+  w.enter_gain = w.middle_gain = floats(B * d, 1);
+  w.enter_bias = w.middle_bias = w.merge_bias = w.down_bias = floats(B * d, 0);
+  w.read_weight = halves(B * 3 * d * d);
+  w.read_bias = floats(B * 3 * d, 0);
+  w.merge_weight = halves(B * d * d);
+  w.up_weight = w.down_weight = halves(B * 4 * d * d);
+  w.up_bias = floats(B * 4 * d, 0);
+  w.norm_gain = floats(d, 1);
+  w.norm_bias = floats(d, 0);
+  w.use_weight = halves(L * N * E * d);
+  w.own_weight = floats(L * N * 8, 0.1f);
+  w.own_bias = floats(L * N * E, 0);
+  w.next_scale = floats(L * N, 1);
+  w.gap_weight = floats(1 + N, 3);
+  w.horizon_weight = halves(F * d * d);
+  w.ahead_weight = halves(L * E * d);
+  w.ahead_bias = floats(F * L * E, -2);
+  w.ahead_scale = floats(F * L, 1);
+  return std::make_unique<TransformerPredictor>(
+      std::make_shared<const TransformerNetwork>(std::move(c), w));
+}
+
+std::size_t transformer_bytes(const Encoder& sizes) {
+  const std::size_t d = std::size_t(sizes.width);
+  return 2 * d *
+         (std::size_t(sizes.geometry.total()) * 8 + d * (std::size_t(sizes.depth) * 12 + 3));
 }
 
 std::size_t bank_bytes(const Sizes& sizes) {
@@ -159,6 +214,14 @@ void bank(benchmark::State& state, const Sizes& sizes, std::size_t mib) {
   run(state, sizes.geometry, predictors);
 }
 
+void transformer(benchmark::State& state, const Encoder& sizes, std::size_t mib) {
+  std::vector<std::unique_ptr<Predictor>> predictors;
+  do {
+    predictors.push_back(make_transformer(sizes));
+  } while (predictors.size() * transformer_bytes(sizes) < mib << 20);
+  run(state, sizes.geometry, predictors);
+}
+
 void joint(benchmark::State& state, const Sizes& sizes, std::int32_t width) {
   const Geometry& g = sizes.geometry;
   PredictorInputs inputs;
@@ -194,6 +257,16 @@ const int kRegistered = [] {
       benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& s) { bank(s, sizes, mib); })
           ->Unit(benchmark::kMicrosecond)
           ->MinTime(0.4);
+    }
+  }
+  for (const Encoder& sizes :
+       {Encoder{small, 128, 2}, Encoder{small, 320, 4}, Encoder{middle, 320, 4}}) {
+    for (std::size_t mib : {0, 256}) {
+      const std::string name = "Transformer/" + words(sizes.geometry) + " width " +
+                               std::to_string(sizes.width) + " depth " +
+                               std::to_string(sizes.depth) + "/" + std::to_string(mib);
+      const auto one = [=](benchmark::State& s) { transformer(s, sizes, mib); };
+      benchmark::RegisterBenchmark(name.c_str(), one)->Unit(benchmark::kMicrosecond)->MinTime(0.4);
     }
   }
   for (const auto& [sizes, width] :
