@@ -2,6 +2,7 @@
 
     python bench/foresight_replay.py ROUTES                     # shares of eviction and of prefetch
     python bench/foresight_replay.py ROUTES --harm              # wrong and untrained predictors, every cell
+    python bench/foresight_replay.py ROUTES --predictor FILE --shares 0.25 --ratios 1,4    # fewer cells
 
 Replays the sequences held out from training (60 of seed 0) on machines known by one number: how many layers'
 time an expert takes over the link. All times are virtual: ratios only. An untrained predictor has the
@@ -93,7 +94,14 @@ def altered(file: Path, folder: Path, seed: int = 0) -> dict[str, Path]:
     return made
 
 
-def worth(routes: Path, predictor: Path, held_out: tuple[int, ...], jobs: int) -> None:
+def worth(
+    routes: Path,
+    predictor: Path,
+    held_out: tuple[int, ...],
+    jobs: int,
+    shares: Sequence[float],
+    ratios: Sequence[float],
+) -> None:
     kinds = {
         "lru": ("lru", None, False),
         "expected-next-use": ("expected-next-use", None, False),
@@ -102,8 +110,8 @@ def worth(routes: Path, predictor: Path, held_out: tuple[int, ...], jobs: int) -
     }
     cells = [
         Cell(routes, share, ratio, *kind, held_out)
-        for share in SHARES
-        for ratio in RATIOS
+        for share in shares
+        for ratio in ratios
         for kind in kinds.values()
     ]
     done = replays(cells, jobs)
@@ -111,8 +119,8 @@ def worth(routes: Path, predictor: Path, held_out: tuple[int, ...], jobs: int) -
     moved_words = "experts moved a token: used / late / wasted / all"
     print("| " + " | ".join(["slots", "transfer / compute", *names, "misses", "late", moved_words]) + " |")
     print("|---" * (len(names) + 5) + "|")
-    for share in SHARES:
-        for ratio in RATIOS:
+    for share in shares:
+        for ratio in ratios:
             lru, *rest = (next(done) for _ in kinds)
             last, n = rest[-1], rest[-1].tokens * EXPERT
             moved = (last.bytes.prefetch_used, last.bytes.prefetch_late, last.bytes.prefetch_wasted)
@@ -150,16 +158,25 @@ def harm(routes: Path, predictor: Path, held_out: tuple[int, ...], jobs: int) ->
                 print(f"| {share:.0%} | {ratio:g} | " + " | ".join(pairs) + " |", flush=True)
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("routes", type=Path)
     asked.add_argument("--predictor", default="gpt-oss-20b")
     asked.add_argument("--harm", action="store_true")
     asked.add_argument("--jobs", type=int, default=1)
+    asked.add_argument("--shares", type=numbers, default=SHARES, help="of experts in slots, as 0.25,0.5")
+    asked.add_argument("--ratios", type=numbers, default=RATIOS, help="of an expert's transfer to a layer")
     given = asked.parse_args()
     held_out = tuple(split_sequences(TraceReader(given.routes), test=60, val=30, seed=0).test)
-    table = harm if given.harm else worth
-    table(given.routes, shipped.find(given.predictor), held_out, given.jobs)
+    predictor = shipped.find(given.predictor)
+    if given.harm:
+        harm(given.routes, predictor, held_out, given.jobs)
+    else:
+        worth(given.routes, predictor, held_out, given.jobs, given.shares, given.ratios)
 
 
 if __name__ == "__main__":
