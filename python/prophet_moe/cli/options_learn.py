@@ -52,6 +52,9 @@ Start = Annotated[
 Refit = Annotated[
     bool, _flag("--refit", text="Train once more, on the sequences for choices as well; ship that.")
 ]
+Int8 = Annotated[
+    bool, _flag("--int8", text="Store matrices as 8-bit integers: half the file, nearly the same numbers.")
+]
 Sweep = Annotated[
     list[str] | None,
     _flag(

@@ -106,6 +106,7 @@ def train(
     patience: own.Patience = 6,
     start: own.Start = None,
     refit: own.Refit = False,
+    int8: own.Int8 = False,
     seed: own.LearnSeed = 0,
     chosen: own.Set = None,
     sweep: own.Sweep = None,
@@ -134,9 +135,9 @@ def train(
     from prophet_moe.predict.train import Recipe
 
     if kind in rivals():
-        if start is not None or sweep or chosen or refit:
+        if start is not None or sweep or chosen or refit or int8:
             raise ValueError(
-                f"--start, --refit, --set and --sweep are for Prophet's own designs, not {kind}."
+                f"--start, --refit, --int8, --set and --sweep are for Prophet's own designs, not {kind}."
             )
         _rival(trace, kind, out, steps, seed, HeldOut().changed({"test": test, "val": val, "seed": split_seed,
                "test_domains": names(hold_out), "only": names(only)}), threads, json, quiet)  # fmt: skip
@@ -188,7 +189,7 @@ def train(
             None if start is None else export.load(find(start)),
         )
     made.training |= {"split": rule.as_dict()} | ({"label": label} if label is not None else {})
-    export.save(made, out)
+    export.save(made, out, int8)
     for left in (checkpoint, checkpoint.with_name(checkpoint.name + ".refit")):
         left.unlink(missing_ok=True)
     count, size_on_disk = parameters(made), out.stat().st_size

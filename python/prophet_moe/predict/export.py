@@ -8,7 +8,7 @@ File
 A safetensors file. `__metadata__` has
 
     format   "prophet-predictor"
-    version  "1"
+    version  "2"; "1" has no int8 tensors
     kind     "bank" (below) or "transformer" (prophet_moe.predict.paper_file)
     prophet  one JSON object: {"geometry": {"model", "layers", "experts", "top_k", "hidden"},
              "config": {...}, "training": {...}, "calibration": {...}, "scores": {...}}
@@ -31,7 +31,8 @@ A safetensors file. `__metadata__` has
     hidden           width of the router's input when it enters the network, else 0
 
 Shapes: L layers, E experts per layer, K top-k. `index [l, e]` is expert e of layer l. The last
-index is contiguous. float16 tensors are widened to float32 before use; all arithmetic is float32.
+index is contiguous. float16 tensors are widened to float32 before use; all arithmetic is float32. Any of them
+may be stored as int8 with scales, which means float16 (prophet_moe.predict.compact).
 
     enter.bank    f16 [B, L, E, R]      enter.recent  f16 [C, L, E, R]     enter.bias  f32 [R]
     enter.hidden  f16 [L, hidden, R]    only when hidden > 0
@@ -109,13 +110,13 @@ from safetensors.numpy import save as serialize
 
 from prophet_moe.errors import ProphetError
 
-from . import paper_file
+from . import compact, paper_file
 from .bank import Bank, BankConfig
 from .calibrate import Calibration
 from .paper import Paper, PaperConfig
 
 FORMAT = "prophet-predictor"
-VERSION = "1"
+VERSION, FORMER = "2", "1"
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -153,11 +154,14 @@ class Predictor:
             )
 
 
-def save(predictor: Predictor, path: Path) -> None:
-    """Writes the file, whole or not at all. The calibration shift is folded into the biases."""
+def save(predictor: Predictor, path: Path, int8: bool = False) -> None:
+    """Writes the file, whole or not at all. The calibration shift is folded into the biases.
+
+    int8: matrices as 8-bit integers, half the size; what they are rounded to is what `load` gives.
+    """
     net, c = predictor.net, predictor.net.config
     tensors = (
-        _bank_tensors(net, predictor.calibration)
+        _bank_tensors(net, predictor.calibration, int8)
         if isinstance(net, Bank)
         else paper_file.tensors_of(net, predictor.calibration)
     )
@@ -176,7 +180,8 @@ def save(predictor: Predictor, path: Path) -> None:
     }
     metadata = {"format": FORMAT, "version": VERSION, "kind": predictor.kind, "prophet": json.dumps(about)}
     whole = path.with_name(path.name + ".part")
-    arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items() if v.size}
+    stored = compact.narrow(tensors) if int8 else tensors
+    arrays = {k: np.ascontiguousarray(v) for k, v in stored.items() if v.size}
     whole.write_bytes(serialize(arrays, metadata))
     os.replace(whole, path)
 
@@ -222,12 +227,12 @@ def read(path: Path) -> tuple[Arrays, str, dict[str, Any]]:
             metadata: Mapping[str, str] = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise PredictorError(f"{path} is not a predictor file; `prophet train` writes them")
-            if metadata.get("version") != VERSION:
+            if metadata.get("version") not in (VERSION, FORMER):
                 raise PredictorError(
-                    f"{path} has version {metadata.get('version')}; this release reads version {VERSION}"
+                    f"{path} has version {metadata.get('version')}; this release reads {FORMER} and {VERSION}"
                 )
             kind, about = metadata.get("kind", ""), json.loads(metadata.get("prophet", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = compact.widen({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except PredictorError:
         raise
     except FileNotFoundError as error:
@@ -252,7 +257,7 @@ def _float(x: torch.Tensor) -> npt.NDArray[np.float32]:
     return x.detach().contiguous().numpy().astype(np.float32)
 
 
-def _bank_tensors(net: Bank, calibration: Calibration) -> Arrays:
+def _bank_tensors(net: Bank, calibration: Calibration, int8: bool) -> Arrays:
     """Scales of the inputs are folded into the matrices, offsets and calibration shifts into biases."""
     c = net.config
     L, E, R, N = c.layers, c.experts, c.rank, len(c.heads)
@@ -275,6 +280,8 @@ def _bank_tensors(net: Bank, calibration: Calibration) -> Arrays:
         enter = net.enter.detach().movedim(1, 0)
         count = len(c.bank)
         out["enter.bank"], out["enter.recent"] = _half(enter[:count]), _half(enter[count:] * 0.5)
+        if int8:  # the bias takes up what they are rounded to
+            out |= compact.widen(compact.narrow({"enter.bank": out["enter.bank"]}))
         bias = bias - torch.from_numpy(out["enter.bank"]).float().sum((0, 1, 2)) * (c.top_k / E)
     out["enter.bias"] = _float(bias)
     if c.hidden:

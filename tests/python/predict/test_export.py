@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from predict_networks import AHEAD, bank, paper, predictor
 from predict_routes import EXPERTS, LAYERS, TOP_K, stream
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from prophet_moe.predict.export import PredictorError, load, native, read, save
@@ -153,6 +154,49 @@ def test_what_is_saved_is_loaded(net, tmp_path):
     np.testing.assert_allclose(p, q, atol=2e-3)
     assert (again.model, again.training, again.scores) == (made.model, made.training, made.scores)
     assert (again.limit(0.3), again.limit(0.9), again.net.config) == (8.0, 24.0, net.config)
+
+
+@pytest.mark.parametrize("net", [bank(), paper()], ids=["bank", "transformer"])
+def test_int8_halves_the_file_and_hardly_moves_a_forecast(net, tmp_path):
+    made, whole, path = predictor(net), tmp_path / "whole", tmp_path / "int8"
+    save(made, whole)
+    save(made, path, int8=True)
+    stored = load_file(path)
+    for name, array in load_file(whole).items():
+        if array.dtype != np.float16:  # enter.bias takes up what enter.bank is rounded to
+            np.testing.assert_allclose(stored[name], array, atol=0.05 if name == "enter.bias" else 0)
+            continue
+        assert stored[name].dtype == np.int8
+        wide, scale = array.astype(np.float64), stored[name + ".scale"][..., None]
+        assert (np.abs(stored[name] * scale - wide) <= 0.5001 * scale + 1e-7).all()
+        assert (np.abs(read(path)[0][name] - wide) <= 0.51 * scale + 1e-3 * np.abs(wide)).all()
+    rows = Rows(stream(30), net.config.decays)
+    before, after = outputs(net, rows, exact=True), outputs(load(path).net, rows, exact=True)
+    np.testing.assert_allclose(
+        made.calibration.next_use(before.use), load(path).calibration.next_use(after.use), atol=0.03
+    )
+    again = tmp_path / "again"
+    save(load(path), again, int8=True)
+    for name, array in read(path)[0].items():
+        np.testing.assert_allclose(read(again)[0][name], array, rtol=2e-3, atol=2e-5)
+
+
+def test_int8_without_fitting_scales_is_refused(tmp_path):
+    path, bad = tmp_path / "p", tmp_path / "bad"
+    save(predictor(bank()), path, int8=True)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    for scale in (None, tensors["leave.weight.scale"][:1], tensors["leave.weight.scale"].astype(np.float16)):
+        others = {k: v for k, v in tensors.items() if k != "leave.weight.scale"}
+        save_file(others if scale is None else others | {"leave.weight.scale": scale}, bad, metadata)
+        with pytest.raises(PredictorError, match=r"leave\.weight is stored as int8 without a scale"):
+            load(bad)
+    huge = tensors["leave.weight.scale"].copy()
+    huge[0, 0] = np.inf
+    save_file(tensors | {"leave.weight.scale": huge}, bad, metadata)
+    with pytest.raises(PredictorError, match=r"leave\.weight has values that are not finite"):
+        load(bad)
 
 
 def test_refuses_a_model_of_another_geometry(tmp_path):
