@@ -7,15 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from predict_networks import paper, predictor
-from predict_routes import EXPERTS, LAYERS, TOP_K, stream
+from predict_networks import paper, predictor, shaken
+from predict_routes import EXPERTS, LAYERS, TOP_K, record, stream
 from safetensors.numpy import save_file
 
 import prophet_ext
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.predict.export import PredictorError, load, native, read, save
+from prophet_moe.models import close, offload_of
+from prophet_moe.models import load as load_model
+from prophet_moe.predict.calibrate import LIMITS, Calibration
+from prophet_moe.predict.export import Predictor, PredictorError, load, native, read, save
 from prophet_moe.predict.features import Rows
 from prophet_moe.predict.outputs import outputs
+from prophet_moe.predict.paper import Paper, PaperConfig
+from prophet_moe.sim.machine import Machine
+from prophet_moe.sim.replay import replay
+from prophet_moe.systems import SYSTEMS, make_predictor
 
 VARIANTS = {
     "three layers": {},
@@ -236,3 +243,52 @@ def test_dropout_is_for_training_alone():
     assert torch.equal(say(), say())
     net.train()
     assert not torch.equal(say(), say())
+
+
+def test_systems_and_replays_take_it_as_they_take_a_bank(tmp_path):
+    save(predictor(paper()), tmp_path / "p")
+    trace, prophet = record(tmp_path / "t"), SYSTEMS["prophet"]
+    shape = {"layers": LAYERS, "experts_per_layer": EXPERTS, "top_k": TOP_K, "share": 0.5}
+    made = make_predictor(prophet, **shape, file=tmp_path / "p")
+    done = replay(
+        trace,
+        Machine.of_ratio(1.0, TOP_K, 1 << 20),
+        slots=LAYERS * EXPERTS // 2,
+        expert_bytes=1 << 20,
+        policy=prophet.policy,
+        predictor=made,
+        prefetch=prophet.prefetch,
+        sequences=[0],
+    )
+    assert done.tokens == 150
+    assert done.foresight is not None
+    assert done.foresight.predictor == "transformer"
+    assert done.foresight.steps == 150 * LAYERS
+    routers = {"router": np.zeros((LAYERS, EXPERTS, 6), np.float32)}
+    assert (
+        make_predictor(prophet, **shape, file=tmp_path / "p", routers=routers).name == "transformer+next-gate"
+    )
+    deeper = {"router": np.zeros((LAYERS + 1, EXPERTS, 6), np.float32)}
+    assert make_predictor(prophet, **shape, file=tmp_path / "p", routers=deeper).name == "transformer"
+
+
+def test_a_model_runs_with_it_and_says_the_same(tmp_path):
+    net = shaken(Paper(PaperConfig(12, 32, 4, width=16, depth=1, attention_heads=2)))
+    of_heads, of_layers = np.ones((12, 6), np.float32), np.ones((3, 12), np.float32)
+    gap = np.full((len(LIMITS), 7), 1.5, np.float32)
+    fit = Calibration(of_heads, 0 * of_heads, of_layers, 0 * of_layers, gap)
+    save(Predictor(net, fit, [(0.25, 8.0)]), tmp_path / "p")
+    words = []
+    for system in ("on-demand", "prophet"):
+        file = tmp_path / "p" if system == "prophet" else None
+        model = load_model("reference-moe", slots=96, system=system, predictor=file)
+        engine = offload_of(model).engine
+        try:
+            out = model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=8, do_sample=False)
+            engine.step(0)  # waits for the predictor
+            assert (engine.counters()["foresight_steps"] > 0) == (system == "prophet")
+            assert engine.foresight_failure == ""
+        finally:
+            close(model)
+        words.append(out[0].tolist())
+    assert words[0] == words[1]
