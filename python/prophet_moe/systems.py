@@ -164,9 +164,9 @@ def make_predictor(
 
 
 def _with_gates(made: Predictor, routers: Mapping[str, NDArray[np.generic]]) -> Predictor:
-    """Joined with next-gate; as it is where it reads hidden states of another model."""
-    _, experts, width = routers["router"].shape
-    if made.hidden_width not in (0, width):
+    """Joined with next-gate; as it is where it was made for another model, which engines refuse."""
+    layers, experts, width = routers["router"].shape
+    if made.hidden_width not in (0, width) or (made.layers, made.experts_per_layer) != (layers, experts):
         return made
     gate = prophet_ext.make_predictor(
         "next-gate",
