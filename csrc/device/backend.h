@@ -51,7 +51,6 @@ struct StagingStats {
   std::uint64_t found_bytes = 0;         // that copies found there: they cost the link alone
   std::uint64_t dropped_bytes = 0;       // that made room for others
   std::uint64_t capacity = 0, held = 0;  // bytes
-  std::uint64_t pinned = 0;              // of the capacity, page-locked
 };
 
 class Backend {

@@ -151,6 +151,7 @@ void Engine::collect() {
           entry.status = Lease::Status::held;
         } else {
           entry.error = ending.error;
+          entry.device = ending.device;
           entry.status = Lease::Status::failed;
         }
       }
@@ -300,7 +301,7 @@ std::int32_t Engine::wait(Lease& lease, std::int32_t expert) {
     wait_for_change(lock, lease);
     open_or_throw();
   }
-  if (entry->status == Lease::Status::failed) throw_failure(*entry, *backend_);
+  if (entry->status == Lease::Status::failed) throw_failure(*entry);
   return entry->slot;
 }
 

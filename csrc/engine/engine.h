@@ -144,8 +144,8 @@ class Engine {
 
   // Serves one layer with the project's kernels. Tokens whose experts exceed the slots are served
   // in waves split by token: a token's experts are all leased at once, so its sum never changes.
-  // Throws ReadError when bytes could not be brought (out is then undefined), InvalidArgument,
-  // StateError.
+  // Throws ReadError when bytes could not be read, DeviceError when a device failed (out is then
+  // undefined), InvalidArgument, StateError.
   void forward(std::int32_t layer, const LayerBatch& batch);
 
   // One tick of the policies: a layer is about to be served by leases. `forward` does it itself.
@@ -173,7 +173,8 @@ class Engine {
   // InvalidArgument (twice the same, out of range, more than pool_slots) and StateError
   // when other leases hold the slots it needs.
   void lease(std::int32_t layer, std::span<const std::int32_t> experts, Lease& lease);
-  // Blocks until one expert of the lease has landed; its slot. Throws ReadError if it failed.
+  // Blocks until one expert of the lease has landed; its slot. Throws ReadError if it failed,
+  // DeviceError if the device failed it.
   std::int32_t wait(Lease& lease, std::int32_t expert);
   // Blocks until one more expert of the lease has landed or failed since its entries were last
   // looked at; returns at once when none is on its way.

@@ -158,7 +158,7 @@ void Engine::serve_wave(std::int32_t layer) {
       s.landed.clear();
       for (std::size_t i = 0; i < s.lease.entries.size(); ++i) {
         const Lease::Entry& entry = s.lease.entries[i];
-        if (entry.status == Lease::Status::failed) throw_failure(entry, *backend_);
+        if (entry.status == Lease::Status::failed) throw_failure(entry);
         if (entry.status == Lease::Status::held && !s.computed[i]) {
           s.landed.push_back(static_cast<std::int32_t>(i));
         }
@@ -183,7 +183,7 @@ void Engine::land(Lock& lock, Lease& lease) {
   while (true) {
     bool all = true;
     for (const Lease::Entry& entry : lease.entries) {
-      if (entry.status == Lease::Status::failed) throw_failure(entry, *backend_);
+      if (entry.status == Lease::Status::failed) throw_failure(entry);
       all = all && entry.status == Lease::Status::held;
     }
     if (all) return;

@@ -7,7 +7,6 @@
 
 #include "core/error.h"
 #include "core/types.h"
-#include "device/backend.h"
 
 namespace prophet {
 
@@ -21,16 +20,17 @@ struct Lease {
     bool hit = false;     // resident when it was asked for
     bool coming = false;  // on its way when it was asked for
     std::int32_t slot = -1;
-    std::string error;  // of a failed entry
+    std::string error;    // of a failed entry
+    bool device = false;  // ... which the device failed
   };
   std::vector<Entry> entries;
   std::vector<std::uint64_t> tickets;  // scratch of whoever waits
   bool live = false;
 };
 
-// Throws for an entry that failed: ReadError, or DeviceError where the device is lost.
-[[noreturn]] inline void throw_failure(const Lease::Entry& entry, const Backend& backend) {
-  if (!backend.failure().empty()) throw DeviceError(entry.error);
+// Throws for an entry that failed: DeviceError where the device failed it, else ReadError.
+[[noreturn]] inline void throw_failure(const Lease::Entry& entry) {
+  if (entry.device) throw DeviceError(entry.error);
   throw ReadError(entry.error);
 }
 

@@ -204,12 +204,18 @@ bool Mover::landed(Transfer& transfer, const Chunk& chunk) {
     transfer.moved += chunk.second;
     return true;
   } catch (const ReadError& error) {
-    if (transfer.error.empty()) transfer.error = error.what();
+    failed(transfer, error.what(), false);
   } catch (const DeviceError& error) {
-    if (transfer.error.empty()) transfer.error = error.what();
+    failed(transfer, error.what(), true);
   }
-  transfer.cancelled = true;
   return true;
+}
+
+void Mover::failed(Transfer& transfer, const std::string& why, bool device) {
+  transfer.cancelled = true;
+  if (!transfer.error.empty()) return;
+  transfer.error = why;
+  transfer.device = device;
 }
 
 void Mover::poll(Transfer& transfer) {
@@ -243,7 +249,7 @@ void Mover::finish(const Transfer& transfer, std::vector<Ending>& ended) {
     cache_.abandon(key);
     if (!transfer.error.empty()) {
       recorder_.record({now, now, EventKind::failed, key, 0});
-      ended.push_back({key, transfer.error});
+      ended.push_back({key, transfer.error, transfer.device});
     }
     return;
   }

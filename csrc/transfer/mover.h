@@ -52,7 +52,8 @@ class Mover {
   // Something that ended: the expert is resident, or failed with a reason.
   struct Ending {
     ExpertKey key;
-    std::string error;  // empty: landed
+    std::string error;    // empty: landed
+    bool device = false;  // not the reading failed but the device
   };
 
   // Puts an expert that is not resident on its way at demand class. False when no slot can be
@@ -105,6 +106,7 @@ class Mover {
     bool foreseen = false;      // began as a prefetch
     bool cancelled = false;     // start no further chunk
     std::string error;          // of the first failed chunk
+    bool device = false;        // which the device failed
     std::size_t extent = 0;     // next chunk: this extent ...
     std::uint64_t done = 0;     // ... from this byte of it
     std::uint64_t moved = 0;    // bytes landed
@@ -118,6 +120,7 @@ class Mover {
   bool start_chunk(Transfer& transfer);  // false when none is left, or the slot is not clear
   void start_all_chunks(Transfer& transfer);
   bool landed(Transfer& transfer, const Chunk& chunk);  // or failed: noted in the transfer
+  static void failed(Transfer& transfer, const std::string& why, bool device);
   void poll(Transfer& transfer);
   bool all_started(const Transfer& transfer) const;
   std::uint64_t started(const Transfer& transfer) const;  // bytes landed or on the link

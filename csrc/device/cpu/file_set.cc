@@ -57,11 +57,16 @@ FileSet::~FileSet() {
   for (const File& file : files_) close(file.fd);
 }
 
-void FileSet::open(const std::vector<std::string>& paths, bool direct) {
+std::vector<FileInfo> FileSet::open(const std::vector<std::string>& paths, bool direct) {
   if (!files_.empty()) throw StateError("files were already opened; a backend opens them once");
   asked_direct_ = direct;
   files_.reserve(paths.size());
-  for (const std::string& path : paths) open_one(path, direct);
+  std::vector<FileInfo> infos;
+  for (const std::string& path : paths) {
+    open_one(path, direct);
+    infos.push_back(files_.back().info);
+  }
+  return infos;
 }
 
 void FileSet::open_one(const std::string& path, bool direct) {

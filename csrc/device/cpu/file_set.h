@@ -25,8 +25,9 @@ class FileSet {
   FileSet& operator=(const FileSet&) = delete;
   ~FileSet();
 
-  // Once. Throws ReadError naming the path that is missing, unreadable or not a regular file.
-  void open(const std::vector<std::string>& paths, bool direct);
+  // Once; what they are. Throws ReadError naming the path that is missing, unreadable or not a
+  // regular file.
+  std::vector<FileInfo> open(const std::vector<std::string>& paths, bool direct);
 
   struct File {
     int fd = -1;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "device/cpu/cpu_backend.h"
 #include "device/cpu/file_read.h"
 #include "device/cpu/lane_queue.h"
 
@@ -27,5 +28,12 @@ std::unique_ptr<Lanes> make_uring_lanes(LaneQueue& queue, const FileReader& read
 
 // A pool of at most four threads, each with one pread at a time.
 std::unique_ptr<Lanes> make_pread_lanes(LaneQueue& queue, const FileReader& reader, int depth);
+
+// Those that the options ask for. Throws InvalidArgument where io_uring is named and cannot be had;
+// where it is only preferred, `note` says why not.
+std::unique_ptr<Lanes> make_lanes(LaneQueue& queue, const FileReader& reader,
+                                  const CpuOptions& options, std::string& note);
+// The same number. Throws InvalidArgument out of range.
+int checked_depth(int depth);
 
 }  // namespace prophet

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "device/copy_check.h"
 #include "device/cpu/lanes.h"
 #include "device/cuda/cuda_copies.h"
 #include "device/cuda/cuda_handles.h"
@@ -12,7 +13,6 @@ namespace prophet {
 namespace {
 
 constexpr std::size_t kPage = 4096;
-constexpr int kDeepest = 1024;
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
@@ -22,24 +22,16 @@ class CudaBackend final : public Backend {
       : options_(options),
         api_(*options.api),
         reader_(files_, options.disk.faults),
-        queue_(options.disk.depth, [this](const FileRead& read) { copies_->read(read); }) {
+        queue_(checked_depth(options.disk.depth),
+               [this](const FileRead& read) { copies_->read(read); }) {
     const std::string device = "CUDA device " + std::to_string(options.device);
     cuda_check(api_, api_.device_info(options.device, &info_), "asking about " + device);
     cuda_check(api_, info_.usable, "preparing " + device);
     check_memory();
     copies_.emplace(api_, options.device,
-                    HostPoolOptions{options.pool_bytes, options.pinned_bytes, options.piece_bytes,
-                                    options.block_bytes},
+                    HostPoolOptions{options.pool_bytes, options.piece_bytes, options.block_bytes},
                     queue_, [this] { lanes_->wake(); });
-    if (options.disk.io != IoKind::pread) {
-      std::string why_not;
-      lanes_ = make_uring_lanes(queue_, reader_, options.disk.depth, why_not);
-      if (!lanes_ && options.disk.io == IoKind::uring) {
-        throw InvalidArgument("io_uring cannot be had here (" + why_not +
-                              "): use io=auto or io=pread");
-      }
-    }
-    if (!lanes_) lanes_ = make_pread_lanes(queue_, reader_, options.disk.depth);
+    lanes_ = make_lanes(queue_, reader_, options.disk, note_);
   }
 
   ~CudaBackend() override {
@@ -55,9 +47,9 @@ class CudaBackend final : public Backend {
     std::string text = std::string(info_.name) + (info_.emulated ? " (emulated)" : "") +
                        ", host pool of " + mib(pool.capacity());
     if (!pool.note().empty()) {
-      text += " (" + mib(pool.pinned()) + " page-locked: " + pool.note() + ")";
+      text += " (" + mib(options_.pool_bytes) + " were asked for: " + pool.note() + ")";
     }
-    return text + ", " + lanes_->description() + ", " + files_.description() + ", depth " +
+    return text + ", " + lanes_->description() + note_ + ", " + files_.description() + ", depth " +
            std::to_string(options_.disk.depth);
   }
   bool host_visible() const override { return false; }
@@ -85,27 +77,17 @@ class CudaBackend final : public Backend {
   }
 
   std::vector<FileInfo> open(const std::vector<std::string>& paths) override {
-    files_.open(paths, options_.disk.direct);
-    std::vector<FileInfo> infos;
-    for (std::size_t i = 0; i < paths.size(); ++i) {
-      infos.push_back(files_[static_cast<std::int32_t>(i)].info);
-    }
-    return infos;
+    return files_.open(paths, options_.disk.direct);
   }
   std::size_t alignment() const override { return files_.alignment(); }
 
   Ticket copy(Lane lane, std::byte* to, const Extent& from) override {
-    check_run(from, to);
-    const auto at = reinterpret_cast<std::uintptr_t>(to);
-    const auto base = reinterpret_cast<std::uintptr_t>(memory_.data());
-    if (at < base || at - base > memory_.size() || from.bytes > memory_.size() - (at - base)) {
-      throw InvalidArgument("a copy of " + std::to_string(from.bytes) +
-                            " bytes would leave the fast memory of its backend");
-    }
+    check_chunk(from, to, files_.size(), files_.alignment());
+    check_inside(memory_, to, from.bytes);
     return copies_->copy(lane, to, from);
   }
   Ticket stage(const Extent& from) override {
-    check_run(from, nullptr);
+    check_chunk(from, nullptr, files_.size(), files_.alignment());
     return copies_->copy(Lane::prefetch, nullptr, from);
   }
   bool has_staging() const override { return true; }
@@ -151,21 +133,6 @@ class CudaBackend final : public Backend {
     owned_ = CudaHandle(*memory, CudaDestroy{api_.release});
   }
 
-  // A wrong run would be refused by the kernel later, or miss the pool.
-  void check_run(const Extent& from, const std::byte* to) const {
-    if (from.file < 0 || static_cast<std::size_t>(from.file) >= files_.size()) {
-      throw InvalidArgument("file number " + std::to_string(from.file) + " of " +
-                            std::to_string(files_.size()) + " was not opened");
-    }
-    const std::uint64_t unit = files_.alignment();
-    if (from.bytes == 0 || from.bytes % unit != 0 || from.offset % unit != 0 ||
-        reinterpret_cast<std::uintptr_t>(to) % unit != 0) {
-      throw InvalidArgument("a copy of " + std::to_string(from.bytes) + " bytes at offset " +
-                            std::to_string(from.offset) + " is empty or not in units of " +
-                            std::to_string(unit) + " bytes, address included");
-    }
-  }
-
   const CudaOptions options_;
   const CudaApi& api_;
   CudaDeviceInfo info_{};
@@ -175,6 +142,7 @@ class CudaBackend final : public Backend {
   FileReader reader_;
   LaneQueue queue_;
   std::optional<CudaCopies> copies_;
+  std::string note_;  // why io_uring was not to be had
   std::unique_ptr<Lanes> lanes_;
 };
 
@@ -193,10 +161,6 @@ void check(const CudaOptions& options) {
         " blocks and pieces of at least one: " + std::to_string(options.pool_bytes) +
         " bytes in pieces of " + std::to_string(options.piece_bytes) +
         " are too few for blocks of " + std::to_string(block));
-  }
-  if (options.disk.depth < 1 || options.disk.depth > kDeepest) {
-    throw InvalidArgument("depth is 1 to " + std::to_string(kDeepest) + " reads in flight, not " +
-                          std::to_string(options.disk.depth));
   }
 }
 

@@ -11,8 +11,9 @@
 //    copy stream wait for it, `after(stream, ticket)` the compute stream for a copy's event. The
 //    host waits in neither, except for a copy whose bytes are still being read.
 //  * Pool. Blocks stay until others need their room, the one used longest ago first, whether or
-//    not fast memory holds the same bytes too. A file that changes is refused by later reads; what
-//    the pool holds of it is what it was when it was opened.
+//    not fast memory holds the same bytes too; what is overwritten in fast memory counts as used
+//    then, since it may be asked for again and is nowhere else. A file that changes is refused by
+//    later reads; what the pool holds of it is what it was when it was opened.
 //  * Errors. What fails one call fails the tickets it concerned, with a sentence; an error that
 //    every later call would repeat (a lost device) fails all tickets, now and later, and is
 //    `failure()`.
@@ -42,7 +43,6 @@ struct CudaOptions {
   std::size_t memory_bytes = 0;
 
   std::uint64_t pool_bytes = std::uint64_t{1} << 30;    // taken at once, at least kLeastBlocks
-  std::uint64_t pinned_bytes = ~std::uint64_t{0};       // of the pool, page-locked at most
   std::uint64_t piece_bytes = std::uint64_t{64} << 20;  // page-locked in one call
   std::uint64_t block_bytes = std::uint64_t{1} << 20;   // a multiple of 4096
   CpuOptions disk = {};                                 // how files are read
@@ -51,8 +51,8 @@ struct CudaOptions {
 constexpr std::uint64_t kLeastBlocks = 16;
 
 // Throws InvalidArgument for numbers out of range, DeviceError when streams or host memory cannot
-// be had. Host memory that cannot be page-locked is used as it is: slower, and the description
-// says so.
+// be had. Where less host memory can be page-locked than asked for, the pool is smaller and the
+// description says why; below kLeastBlocks that is a DeviceError.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 }  // namespace prophet

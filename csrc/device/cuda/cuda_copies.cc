@@ -36,10 +36,20 @@ Ticket CudaCopies::copy(Lane lane, std::byte* to, const Extent& from) {
     l.waiting.push_back({&copy, to == nullptr ? nullptr : to + at, part, epoch, nullptr});
     ++copy.unlanded;
     ++copy.unstarted;
-    if (epoch != nullptr) ++epoch->unstarted;
+    if (epoch == nullptr) continue;
+    ++epoch->unstarted;
+    overwritten(to + at, part);
   }
   pump();
   return ticket;
+}
+
+// What stood there has gone from fast memory: its block is worth as much as one just used.
+void CudaCopies::overwritten(const std::byte* place, const Extent& by) {
+  Extent& stands = stands_[place];
+  HostPool::Block* const block = stands.bytes > 0 ? pool_->find(stands) : nullptr;
+  if (block != nullptr) pool_->touch(*block);
+  stands = by;
 }
 
 void CudaCopies::pump() {

@@ -117,6 +117,7 @@ class CudaCopies {
   static std::size_t index(Lane lane) { return static_cast<std::size_t>(lane); }
   Link& link(Lane lane) { return links_[index(lane)]; }
 
+  void overwritten(const std::byte* place, const Extent& by);
   void pump();
   void admit(Lane lane);
   bool ripe(Lane lane);
@@ -151,6 +152,7 @@ class CudaCopies {
   std::unordered_map<Ticket, Copy> copies_;                // not settled
   std::unordered_map<const std::byte*, Reading> reading_;  // by the block's memory
   std::map<Ticket, void*> marks_;                          // not seen done, and their events
+  std::unordered_map<const std::byte*, Extent> stands_;    // what a place was last given
   int early_reads_ = 0;                                    // for the prefetch class
   std::uint64_t early_held_ = 0;                           // blocks that its runs use
   std::uint64_t found_bytes_ = 0;

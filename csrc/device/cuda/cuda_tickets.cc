@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "core/error.h"
+#include "device/cuda/cuda_backend.h"
 #include "device/cuda/cuda_copies.h"
 
 namespace prophet {
@@ -18,7 +19,7 @@ CudaCopies::CudaCopies(const CudaApi& api, int device, const HostPoolOptions& po
                        std::function<void()> wake)
     : api_(api), disk_(disk), wake_(std::move(wake)), events_(api, device) {
   on_device(api_, device, [&] {
-    pool_ = std::make_unique<HostPool>(api_, pool);
+    pool_ = std::make_unique<HostPool>(api_, pool, kLeastBlocks);
     for (Lane lane : {Lane::demand, Lane::prefetch}) {
       void* stream = nullptr;
       cuda_check(api_, api_.stream_create(static_cast<int>(lane), &stream),
@@ -177,7 +178,6 @@ StagingStats CudaCopies::staging() const {
   out.dropped_bytes = pool_->dropped();
   out.capacity = pool_->capacity();
   out.held = pool_->held();
-  out.pinned = pool_->pinned();
   return out;
 }
 

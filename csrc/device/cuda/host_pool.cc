@@ -3,15 +3,12 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "core/error.h"
 #include "device/cuda/cuda_library.h"
 
 namespace prophet {
 namespace {
-
-constexpr std::size_t kPage = 4096;
 
 std::string memlock_limit() {
   rlimit limit{};
@@ -22,42 +19,32 @@ std::string memlock_limit() {
 
 }  // namespace
 
-HostPool::HostPool(const CudaApi& api, const HostPoolOptions& options)
+HostPool::HostPool(const CudaApi& api, const HostPoolOptions& options, std::uint64_t least)
     : api_(api), options_(options) {
-  std::uint64_t left = options.bytes / options.block_bytes;
-  const std::uint64_t most = std::max<std::uint64_t>(1, options.piece_bytes / options.block_bytes);
-  try {
-    while (left > 0) {
-      const std::uint64_t blocks = std::min(left, most), bytes = blocks * options.block_bytes;
-      void* memory = nullptr;
-      bool pinned = note_.empty() && bytes <= options.pinned_bytes - pinned_;
-      if (pinned) {
-        const int code = api.pin(bytes, &memory);
-        if (code != kCudaSuccess) {
-          pinned = false;
-          note_ = cuda_sentence(api, code,
-                                "page-locking " + std::to_string(bytes) + " bytes after " +
-                                    std::to_string(pinned_) + memlock_limit());
-        }
-      } else if (note_.empty()) {
-        note_ =
-            "page-locked memory is limited to " + std::to_string(options.pinned_bytes) + " bytes";
-      }
-      if (!pinned) memory = std::aligned_alloc(kPage, bytes);
-      if (memory == nullptr) {
-        throw DeviceError("cannot have " + std::to_string(options.bytes) +
-                          " bytes of host memory to stage experts in: ask for a smaller pool");
-      }
-      pieces_.push_back({static_cast<std::byte*>(memory), pinned});
-      if (pinned) pinned_ += bytes;
-      for (std::uint64_t i = 0; i < blocks; ++i) {
-        blocks_.emplace_back().memory = pieces_.back().memory + i * options.block_bytes;
-      }
-      left -= blocks;
+  const std::uint64_t asked = options.bytes / options.block_bytes;
+  std::uint64_t piece = std::max<std::uint64_t>(1, options.piece_bytes / options.block_bytes);
+  while (blocks_.size() < asked && piece > 0) {
+    const std::uint64_t blocks = std::min(asked - blocks_.size(), piece);
+    const std::uint64_t bytes = blocks * options.block_bytes;
+    void* memory = nullptr;
+    if (const int code = api.pin(bytes, &memory); code != kCudaSuccess) {
+      note_ = cuda_sentence(api, code,
+                            "page-locking " + std::to_string(bytes) + " bytes after " +
+                                std::to_string(capacity()) + memlock_limit());
+      piece = blocks / 2;
+      continue;
     }
-  } catch (...) {
+    pieces_.push_back(memory);
+    for (std::uint64_t i = 0; i < blocks; ++i) {
+      blocks_.emplace_back().memory = static_cast<std::byte*>(memory) + i * options.block_bytes;
+    }
+  }
+  if (blocks_.size() == asked) note_.clear();
+  if (blocks_.size() < std::min(asked, least)) {
     release_all();
-    throw;
+    throw DeviceError("Experts pass through page-locked memory of the host, at least " +
+                      std::to_string(least * options.block_bytes) + " bytes: " + note_ +
+                      " Raise the limit (ulimit -l unlimited) or free memory.");
   }
   for (Block& block : blocks_) block.place = free_.insert(free_.end(), &block);
 }
@@ -65,13 +52,7 @@ HostPool::HostPool(const CudaApi& api, const HostPoolOptions& options)
 HostPool::~HostPool() { release_all(); }
 
 void HostPool::release_all() {
-  for (const Piece& piece : pieces_) {
-    if (piece.pinned) {
-      api_.unpin(piece.memory);
-    } else {
-      std::free(piece.memory);
-    }
-  }
+  for (void* piece : pieces_) api_.unpin(piece);
 }
 
 HostPool::Block* HostPool::find(const Extent& run) {
@@ -125,8 +106,10 @@ void HostPool::drop(Block& block) { empty(block); }
 
 void HostPool::use(Block& block) {
   ++block.users;
-  used_.splice(used_.end(), used_, block.place);
+  touch(block);
 }
+
+void HostPool::touch(Block& block) { used_.splice(used_.end(), used_, block.place); }
 
 void HostPool::unuse(Block& block) { --block.users; }
 

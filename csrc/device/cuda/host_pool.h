@@ -6,9 +6,9 @@
 //     ▲                 │ drop          │ take: its room is needed, the one used longest ago first
 //     └─────────────────┴───────────────┘
 //
-// Memory comes in pieces, each page-locked by one call, until `pinned_bytes` are reached or the
-// driver refuses; the rest is ordinary memory, and `note` says so. All of it is taken at once and
-// lives as long as the pool.
+// All of it is page-locked, in pieces of one call each, at once and for as long as the pool lives.
+// Where the driver refuses more (the limit on locked memory, or no memory), smaller pieces are
+// tried down to a block, and the pool is as large as what could be had; `note` says why.
 //
 // Not thread-safe: the owner holds a lock. Made and destroyed on a thread that uses the device.
 #pragma once
@@ -26,13 +26,13 @@
 namespace prophet {
 
 struct HostPoolOptions {
-  std::uint64_t bytes = 0, pinned_bytes = 0, piece_bytes = 0, block_bytes = 0;
+  std::uint64_t bytes = 0, piece_bytes = 0, block_bytes = 0;
 };
 
 class HostPool {
  public:
-  // Throws DeviceError when not even ordinary memory can be had.
-  HostPool(const CudaApi& api, const HostPoolOptions& options);
+  // Throws DeviceError when fewer than `least` blocks can be had.
+  HostPool(const CudaApi& api, const HostPoolOptions& options, std::uint64_t least = 1);
   ~HostPool();
   HostPool(const HostPool&) = delete;
   HostPool& operator=(const HostPool&) = delete;
@@ -57,31 +57,27 @@ class HostPool {
   void drop(Block& block);  // it could not be filled, and nobody uses it
   void use(Block& block);   // a ready one is now the one used last
   void unuse(Block& block);
+  void touch(Block& block);  // as if it had been used now
 
   std::uint64_t block_bytes() const { return options_.block_bytes; }
   std::uint64_t capacity() const { return blocks_.size() * options_.block_bytes; }
-  std::uint64_t pinned() const { return pinned_; }
   std::uint64_t held() const { return held_; }        // bytes of ready blocks
   std::uint64_t dropped() const { return dropped_; }  // bytes that made room, in all
-  const std::string& note() const { return note_; }   // why not all of it is page-locked
+  const std::string& note() const { return note_; }   // why it is smaller than asked
 
  private:
   using Key = std::pair<std::int32_t, std::uint64_t>;
-  struct Piece {
-    std::byte* memory;
-    bool pinned;
-  };
   void release_all();
   void empty(Block& block);
 
   const CudaApi& api_;
   const HostPoolOptions options_;
-  std::vector<Piece> pieces_;
+  std::vector<void*> pieces_;
   std::vector<Block> blocks_;
   std::map<Key, Block*> by_key_;  // not free
-  std::list<Block*> free_;        // page-locked ones first
-  std::list<Block*> used_;        // not free, the one used longest ago first
-  std::uint64_t pinned_ = 0, held_ = 0, dropped_ = 0;
+  std::list<Block*> free_;
+  std::list<Block*> used_;  // not free, the one used longest ago first
+  std::uint64_t held_ = 0, dropped_ = 0;
   std::string note_;
 };
 

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "core/error.h"
+#include "device/copy_check.h"
 
 namespace prophet {
 namespace {
@@ -57,17 +58,8 @@ std::vector<FileInfo> ManualBackend::open(const std::vector<std::string>& paths)
 
 Ticket ManualBackend::copy(Lane lane, std::byte* to, const Extent& from) {
   Lock lock(mutex_);
-  const std::uint64_t unit = options_.alignment;
-  if (from.file < 0 || std::size_t(from.file) >= files_ || from.bytes == 0 ||
-      from.offset % unit != 0 || from.bytes % unit != 0 || std::uintptr_t(to) % unit != 0) {
-    throw InvalidArgument("a copy of " + std::to_string(from.bytes) + " bytes at offset " +
-                          std::to_string(from.offset) + " of file " + std::to_string(from.file) +
-                          " is empty, unaligned or of no file that was opened");
-  }
-  if (memory_ == nullptr || to < memory_.get() || from.bytes > bytes_ ||
-      std::size_t(to - memory_.get()) > bytes_ - from.bytes) {
-    throw InvalidArgument("a copy must end inside the fast memory of its backend");
-  }
+  check_chunk(from, to, files_, options_.alignment);
+  check_inside({memory_.get(), bytes_}, to, from.bytes);
   std::memset(to, static_cast<int>(kPoison), from.bytes);
   const Ticket ticket = tickets_.issue();
   meter_.started(lane, now_);

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "device/copy_check.h"
 
 namespace prophet {
 
@@ -61,17 +62,8 @@ std::vector<FileInfo> SimBackend::open(const std::vector<std::string>& paths) {
 
 Ticket SimBackend::copy(Lane lane, std::byte* to, const Extent& from) {
   Lock lock(mutex_);
-  const std::uint64_t odd = options_.alignment - 1;
-  if (from.file < 0 || std::size_t(from.file) >= files_ || from.bytes == 0 ||
-      ((from.offset | from.bytes | std::uintptr_t(to)) & odd) != 0) {
-    throw InvalidArgument("a copy of " + std::to_string(from.bytes) + " bytes at offset " +
-                          std::to_string(from.offset) + " of file " + std::to_string(from.file) +
-                          " is empty, unaligned or of no file that was opened");
-  }
-  if (memory_ == nullptr || to < memory_ || from.bytes > bytes_ ||
-      std::size_t(to - memory_) > bytes_ - from.bytes) {
-    throw InvalidArgument("a copy must end inside the fast memory of its backend");
-  }
+  check_chunk(from, to, files_, options_.alignment);
+  check_inside({memory_, bytes_}, to, from.bytes);
   const auto l = static_cast<std::size_t>(lane);
   const Ticket ticket = ++issued_[l] * kLanes + l;
   const bool blocked = !reached(behind_[l]);

@@ -14,48 +14,25 @@
 #include <future>
 #include <thread>
 
-#include "device/backend_conformance.h"
-#include "device/temp_files.h"
+#include "device/disk_rig.h"
 
 namespace prophet {
 namespace {
 
 using testing::HasSubstr;
 using testing_device::BackendConformance;
-using testing_device::BackendRig;
+using testing_device::DiskRig;
 using testing_device::read_error_of;
 using testing_device::RigMaker;
 using testing_device::TempFiles;
 
-// Three files of odd sizes and a switch that makes the next read fail.
-class CpuRig final : public BackendRig {
+class CpuRig final : public DiskRig {
  public:
   explicit CpuRig(CpuOptions options) {
-    paths_ = {files_.make("a", 0, (2 << 20) + 123), files_.make("b", 1, 1 << 20),
-              files_.make("c", 2, 4096 * 5 + 1)};
-    options.faults = [this](std::uint64_t, Lane, const Extent& from) {
-      return Fault{failing_ && from.file == 0 && from.offset == 0 ? EIO : 0};
-    };
+    options.faults = faults();
     backend_ = make_cpu_backend(options);
   }
   ~CpuRig() override { destroy(); }
-  Backend& backend() override { return *backend_; }
-  std::vector<std::string> paths() const override { return paths_; }
-  // The tests give it the first unit of file 0 while nothing else reads there.
-  Ticket copy_that_fails(Lane lane, std::byte* to, const Extent& from) override {
-    failing_ = true;
-    const Ticket ticket = backend_->copy(lane, to, from);
-    backend_->wait_any({&ticket, 1});
-    failing_ = false;
-    return ticket;
-  }
-  void destroy() override { backend_.reset(); }
-
- private:
-  TempFiles files_;
-  std::vector<std::string> paths_;
-  std::atomic<bool> failing_{false};
-  std::unique_ptr<Backend> backend_;
 };
 
 RigMaker rig(const std::string& name, CpuOptions options) {

@@ -17,17 +17,10 @@ RigMaker rig(const std::string& name, const CudaOptions& options, std::uint64_t 
   return {name, [=] { return std::make_unique<CudaRig>(options, seed); }};
 }
 
-CudaOptions pageable() {
-  CudaOptions options = small_pool();
-  options.pinned_bytes = 0;
-  return options;
-}
-
 INSTANTIATE_TEST_SUITE_P(Cuda, BackendConformance,
                          testing::Values(rig("tight", small_pool(), 1),
                                          rig("uring", small_pool(IoKind::auto_), 2),
-                                         rig("roomy", small_pool(IoKind::auto_, 256), 3),
-                                         rig("pageable", pageable(), 4)),
+                                         rig("roomy", small_pool(IoKind::auto_, 256), 3)),
                          RigMaker::name_of);
 
 // A backend with its files open and its memory taken.
@@ -83,7 +76,6 @@ TEST(CudaBackend, SaysWhatItIs) {
   EXPECT_THAT(bench.backend.description(), HasSubstr("Model (emulated), host pool of 1 MiB"));
   const StagingStats stats = bench.backend.staging();
   EXPECT_EQ(stats.capacity, kLeastBlocks * kBlock);
-  EXPECT_EQ(stats.pinned, stats.capacity);
   EXPECT_EQ(stats.held, 0u);
 }
 

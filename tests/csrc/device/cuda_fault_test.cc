@@ -207,14 +207,16 @@ TEST(CudaFault, MemoryThatCannotBeHadSaysHowMuchThereIs) {
   EXPECT_EQ(backend->fast_memory(1 << 19).size(), std::size_t{1} << 19);  // fewer slots will do
 }
 
-TEST(CudaFault, HostMemoryThatCannotBePinnedIsUsedAsItIs) {
+TEST(CudaFault, ThePoolIsAsLargeAsWhatCanBePageLocked) {
   Files files;
   CudaModel model;
-  model.limit_pinned(7 * kBlock);
-  const auto backend = make_cuda_backend(on(model));
-  EXPECT_EQ(backend->staging().capacity, kLeastBlocks * kBlock);
-  EXPECT_EQ(backend->staging().pinned, 5 * kBlock);  // one piece
-  EXPECT_THAT(backend->description(), HasSubstr("page-locking 327680 bytes after 327680"));
+  model.limit_pinned(18 * kBlock);
+  CudaOptions options = on(model);
+  options.pool_bytes = 40 * kBlock;
+  const auto backend = make_cuda_backend(options);
+  EXPECT_EQ(backend->staging().capacity, 18 * kBlock);
+  EXPECT_THAT(backend->description(), HasSubstr("1 MiB (2 MiB were asked for: "));
+  EXPECT_THAT(backend->description(), HasSubstr("page-locking 65536 bytes after 1179648"));
   backend->open({files.path});
   const auto memory = backend->fast_memory(kExperts * kBlock);
   backend->wait(backend->copy(Lane::demand, memory.data(), {0, 0, kExperts * kBlock, 0}));
@@ -223,13 +225,17 @@ TEST(CudaFault, HostMemoryThatCannotBePinnedIsUsedAsItIs) {
   }
 }
 
-TEST(CudaFault, PinningStopsAtTheLimitThatWasAskedFor) {
+TEST(CudaFault, WhereTooLittleCanBePageLockedASentenceSaysSo) {
   CudaModel model;
-  CudaOptions options = on(model);
-  options.pinned_bytes = 11 * kBlock;
-  const auto backend = make_cuda_backend(options);
-  EXPECT_EQ(backend->staging().pinned, 10 * kBlock);
-  EXPECT_THAT(backend->description(), HasSubstr("page-locked memory is limited to 720896 bytes"));
+  model.limit_pinned(15 * kBlock);
+  try {
+    make_cuda_backend(on(model));
+    FAIL();
+  } catch (const DeviceError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("at least 1048576 bytes"));
+    EXPECT_THAT(error.what(), HasSubstr("ulimit -l unlimited"));
+  }
+  EXPECT_EQ(model.alive(), 0u);
 }
 
 TEST(CudaFault, AStreamOfNobodyIsASentence) {

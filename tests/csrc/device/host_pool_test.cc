@@ -7,6 +7,7 @@
 #include <random>
 #include <set>
 
+#include "core/error.h"
 #include "device/cuda_model.h"
 
 namespace prophet::testing_device {
@@ -14,7 +15,7 @@ namespace {
 
 constexpr std::uint64_t kSize = 4096, kBlocks = 8;
 
-HostPoolOptions blocks(std::uint64_t count) { return {count * kSize, ~0ull, 3 * kSize, kSize}; }
+HostPoolOptions blocks(std::uint64_t count) { return {count * kSize, 3 * kSize, kSize}; }
 
 Extent run(std::uint64_t number, std::uint64_t bytes = kSize) {
   return {0, number * kSize, bytes, 0};
@@ -105,15 +106,28 @@ TEST(HostPool, TheOneUsedLongestAgoLeavesAsInAList) {
   }
 }
 
+TEST(HostPool, WhatIsTouchedLeavesLater) {
+  CudaModel model;
+  HostPool pool(*model.api(), blocks(2));
+  HostPool::Block& first = filled(pool, 0);
+  filled(pool, 1);
+  pool.touch(first);
+  filled(pool, 2);
+  EXPECT_EQ(pool.find(run(0)), &first);
+  EXPECT_EQ(pool.find(run(1)), nullptr);
+}
+
 TEST(HostPool, GivesEverythingBackHoweverItWasHad) {
   CudaModel model;
   model.limit_pinned(4 * kSize);
   {
     HostPool pool(*model.api(), blocks(kBlocks));
-    EXPECT_EQ(pool.pinned(), 3 * kSize);
-    EXPECT_EQ(pool.capacity(), kBlocks * kSize);
+    EXPECT_EQ(pool.capacity(), 4 * kSize);  // a piece of three, and one block
     EXPECT_NE(pool.note(), "");
+    EXPECT_THROW(HostPool(*model.api(), blocks(kBlocks)), DeviceError) << "nothing is left";
   }
+  EXPECT_EQ(model.alive(), 0u);
+  EXPECT_THROW(HostPool(*model.api(), blocks(kBlocks), 5), DeviceError) << "less than the least";
   EXPECT_EQ(model.alive(), 0u);
 }
 

@@ -1,10 +1,14 @@
 // File, host pool, device: how far a forecast brings an expert, and what that saves when the router
 // asks, on the CUDA backend over the model of its runtime.
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
+#include <deque>
+#include <filesystem>
 #include <memory>
+#include <random>
 #include <thread>
 
+#include "core/error.h"
 #include "device/cuda_rig.h"
 #include "engine/engine.h"
 #include "store/synthetic_store.h"
@@ -124,16 +128,99 @@ TEST(ThreeTiers, AnEvictedExpertComesBackFromThePool) {
   EXPECT_EQ(c.bytes_staged, 12 * kExpert);  // each expert is read once: the pool has room for 13
 }
 
-TEST(ThreeTiers, ALostDeviceIsADeviceErrorOfTheStep) {
-  Machine machine(0.2f, kForecasts);
-  machine.serve(0, {0, 1});
-  machine.model.lose_device();
+// The pool as a list, block by block: which experts were read from the file. `touched`: those that
+// leave fast memory count as used then.
+class Pool {
+ public:
+  Pool(std::size_t blocks, bool touched) : blocks_(blocks), touched_(touched) {}
+  void serve(std::int32_t expert, std::int32_t left) {
+    for (int part = 0; part < 3; ++part) {
+      if (touched_ && left >= 0 && std::erase(order_, 3 * left + part)) {
+        order_.push_back(3 * left + part);
+      }
+      if (!std::erase(order_, 3 * expert + part)) {
+        ++reads;
+        if (order_.size() == blocks_) order_.pop_front();
+      }
+      order_.push_back(3 * expert + part);
+    }
+  }
+  std::uint64_t reads = 0;  // blocks
+
+ private:
+  std::size_t blocks_;
+  bool touched_;
+  std::deque<std::int32_t> order_;  // used last at the end
+};
+
+TEST(ThreeTiers, WhatLeavesTheDeviceStaysLongerInThePoolAndSavesReads) {
+  Machine machine(1, {});
+  Pool pool(40, true), plain(40, false);
+  std::mt19937 random(3);
+  std::vector<double> weights;
+  for (std::int32_t i = 0; i < kGeometry.total(); ++i) weights.push_back(1.0 / (1 + i * 7 % 24));
+  std::discrete_distribution<std::int32_t> popular(weights.begin(), weights.end());
+  std::vector<bool> here(kGeometry.total(), false);
+  for (int step = 0; step < 800; ++step) {
+    const std::int32_t expert = popular(random);
+    const bool missed = !here[expert];
+    machine.serve(kGeometry.key(expert).layer, {kGeometry.key(expert).expert});
+    std::int32_t left = -1;
+    for (std::int32_t i = 0; i < kGeometry.total(); ++i) {
+      const bool resident = machine.engine->state(kGeometry.key(i)) == Residency::resident;
+      if (here[i] && !resident) left = i;
+      here[i] = resident;
+    }
+    if (!missed) continue;
+    pool.serve(expert, left);
+    plain.serve(expert, left);
+  }
+  EXPECT_EQ(machine.engine->counters().bytes_staged, pool.reads * (kExpert / 3));
+  EXPECT_LT(pool.reads, 0.97 * plain.reads);
+}
+
+// Leases two experts of layer 2 and waits for both.
+void demand(Machine& machine) {
   const std::vector<std::int32_t> experts{6, 7};
   machine.engine->step(2);
   Lease lease;
   machine.engine->lease(2, experts, lease);
-  EXPECT_THROW(machine.engine->wait(lease, 6), DeviceError);
-  machine.engine->release(lease);
+  const auto end = [&] { machine.engine->release(lease); };
+  try {
+    for (std::int32_t expert : experts) machine.engine->wait(lease, expert);
+  } catch (const Error&) {
+    end();
+    throw;
+  }
+  end();
+}
+
+TEST(ThreeTiers, ACopyThatFailsOnALiveDeviceIsADeviceErrorAndTheNextOneWorks) {
+  Machine machine(1, {});
+  machine.serve(0, {0, 1});
+  machine.model.fail("copy_async", 1, kCudaOutOfMemory);
+  try {
+    demand(machine);
+    FAIL() << "the copy should have failed";
+  } catch (const DeviceError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("copying 65536 bytes to the device failed"));
+  }
+  EXPECT_EQ(machine.backend->failure(), "");
+  machine.serve(2, {6, 7});
+}
+
+TEST(ThreeTiers, AFileThatCannotBeReadIsAReadErrorOnADeviceToo) {
+  Machine machine(1, {});
+  machine.serve(0, {0, 1});
+  std::filesystem::resize_file(machine.files.path("experts"), 4096);
+  EXPECT_THROW(demand(machine), ReadError);
+}
+
+TEST(ThreeTiers, ALostDeviceIsADeviceErrorOfTheStep) {
+  Machine machine(0.2f, kForecasts);
+  machine.serve(0, {0, 1});
+  machine.model.lose_device();
+  EXPECT_THROW(demand(machine), DeviceError);
   machine.engine->close();
 }
 
