@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ COUNTERS = (
     "bytes_prefetch_wasted",
     "bytes_cancelled",
     "bytes_prefetch_unused",
+    "bytes_staged",
+    "bytes_found_staged",
     "hits_resident",
     "hits_in_flight",
     "misses",
@@ -90,6 +92,14 @@ class Bytes:
 
 
 @dataclass(frozen=True)
+class HostPool:
+    """Between files and a device: bytes read into the pool, and of what moved those that were there."""
+
+    bytes_staged: int
+    bytes_found_staged: int
+
+
+@dataclass(frozen=True)
 class Hits:
     """Where experts stood when the router asked for them."""
 
@@ -150,6 +160,7 @@ class RunReport:
     ttft_ms: float | None
     tpot_ms: Spread
     bytes: Bytes
+    host_pool: HostPool | None = field(default=None, kw_only=True)
     hits: Hits
     stall_ms: Stall
     overlap_fraction: float | None
@@ -186,6 +197,13 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 def _delta(later: Mark, earlier: Mark, key: str) -> int:
     return later.counters.get(key, 0) - earlier.counters.get(key, 0)
+
+
+def _host_pool(backend: str, counters: Mapping[str, int]) -> HostPool | None:
+    """None where no pool stands below a device."""
+    if not backend.startswith("cuda"):
+        return None
+    return HostPool(counters["bytes_staged"], counters["bytes_found_staged"])
 
 
 def _spread(steps: Sequence[float]) -> Spread:
@@ -247,6 +265,7 @@ def build_report(
             unused=total["bytes_prefetch_unused"],
             per_token=_delta(marks[-1], marks[0], "bytes_moved") / len(pairs) if pairs else None,
         ),
+        host_pool=_host_pool(backend, total),
         hits=Hits(total["hits_resident"], total["hits_in_flight"], total["misses"]),
         stall_ms=Stall(total["stall_ns"] / 1e6, percentile(stalls, 0.5), percentile(stalls, 0.99)),
         overlap_fraction=min(1.0, max(0.0, 1 - total["stall_ns"] / busy)) if busy > 0 else None,
@@ -270,12 +289,14 @@ def build_report(
 def counted(engine: Engine) -> dict[str, Any]:
     """What an engine has done so far, in the names of the report. Raises StateError after close."""
     counters = engine.counters()
+    pool = _host_pool(engine.backend, counters)
     return {
         "arena_bytes": engine.arena_bytes,
         "bytes": {
             kind: counters[f"bytes_{kind}"]
             for kind in ("demand", "prefetch_used", "prefetch_late", "prefetch_wasted")
         },
+        "host_pool": None if pool is None else asdict(pool),
         "hits": {
             "resident": counters["hits_resident"],
             "in_flight": counters["hits_in_flight"],

@@ -43,6 +43,8 @@ def test_tokens_are_those_of_the_cpu(
     assert report["backend"] == ("cuda" if gpu is None else "cuda (emulated)")
     assert report["hits"]["miss"] > 0
     assert report["hits"]["resident"] > 0
+    pool = report["host_pool"]
+    assert 0 < pool["bytes_staged"] <= sum(report["bytes"].values()) - pool["bytes_found_staged"]
 
 
 def test_exact_results_by_leases(expected: list[int]) -> None:

@@ -33,6 +33,7 @@ KEYS = {
         "unused",
         "per_token",
     ],
+    "host_pool": None,
     "hits": ["resident", "in_flight", "miss"],
     "stall_ms": ["total", "p50", "p99"],
     "overlap_fraction": None,
@@ -171,3 +172,11 @@ def test_percentile_lies_within_and_counts_right(values: list[float], share: flo
 
 def test_percentile_of_nothing() -> None:
     assert percentile([], 0.5) is None
+
+
+@pytest.mark.parametrize(("backend", "there"), [("cpu", False), ("cuda", True), ("cuda (emulated)", True)])
+def test_the_pool_below_a_device_is_counted_where_there_is_one(backend: str, there: bool) -> None:
+    begun, end = mark(0, bytes_staged=5, bytes_found_staged=2), mark(1, bytes_staged=45, bytes_found_staged=9)
+    found = build_report(begun, [end], token_ids=[1], **{**FACTS, "backend": backend})
+    told = {"bytes_staged": 40, "bytes_found_staged": 7}
+    assert found.to_dict()["host_pool"] == (told if there else None)

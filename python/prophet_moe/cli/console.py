@@ -154,6 +154,8 @@ def end_of_run(report: RunReport, recording: Recording, dtype: str) -> list[str]
     slots, experts = report.expert_slots, report.experts_total
     peak, budget = format_size(report.peak_rss_bytes or 0), format_size(report.budget_bytes)
     first = number(report.ttft_ms, ".0f", " ms")
+    pool, moved = report.host_pool, report.bytes.moved
+    share = number(pool.bytes_found_staged / moved if pool is not None and moved else None, ".0%")
     held = report.foresight.told() if report.foresight is not None else None
     return [
         f"mode     {mode}, {report.backend}, system {report.system}{exact}",
@@ -165,6 +167,7 @@ def end_of_run(report: RunReport, recording: Recording, dtype: str) -> list[str]
         f"experts  hit rate {number(report.hit_rate, '.1%')}, {mebibytes} read per token",
         f"disk     {rate} while reading, reading {number(report.link_busy_fraction, '.0%')} of the time",
         f"stalled  {stalled} of the time, waiting for bytes",
+        *([] if pool is None else [f"pool     {share} of what went to the GPU was in host memory already"]),
         *([] if held is None else [held]),
     ]
 

@@ -53,6 +53,7 @@ def test_the_report_adds_up(load: Load) -> None:
         "expert_bytes": 3 * 192 * 64 * 2,
         "arena_bytes": offload_of(model).engine.arena_bytes,
         "bytes": {"demand": 0, "prefetch_used": 0, "prefetch_late": 0, "prefetch_wasted": 0},
+        "host_pool": None,
         "hits": {"resident": 0, "in_flight": 0, "miss": 0},
         "stall_ms": 0.0,
         "evictions": 0,
