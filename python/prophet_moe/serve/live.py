@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from prophet_moe import machine
@@ -32,7 +33,11 @@ def snapshot(service: Service) -> dict[str, Any]:
         "expert_bytes": info.expert_bytes,
         "rows": service.limits.rows,
         "context": service.limits.context,
+        "kv_blocks": service.loop.gate.blocks,
+        "kv_blocks_free": service.loop.gate.free_blocks,
         "new_tokens": service.loop.new_tokens,
+        "waited_first": asdict(service.metrics.first),
+        "waited_later": asdict(service.metrics.later),
         "at_ns": time.perf_counter_ns(),
         "counters": {key: found[key] for key in COUNTERS if key in found},
         "residency": [

@@ -7,6 +7,7 @@ Prometheus wants seconds, so `stall_ns` is `prophet_stall_seconds_total`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -41,6 +42,14 @@ class _Engine(Collector):
             yield GaugeMetricFamily(f"prophet_{name}", name.replace("_", " "), value=value)
 
 
+@dataclass
+class Waited:
+    """What clients have waited for tokens of one kind, together."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 class Metrics:
     """One registry of its own, so that a process can hold several servers."""
 
@@ -68,6 +77,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_Engine(counters, gauges))
+        self.first, self.later = Waited(), Waited()  # tokens of a request
 
     def prompt(self, tokens: int) -> None:
         self._prompt.inc(tokens)
@@ -76,6 +86,9 @@ class Metrics:
         """A token that came `seconds` after the one before, or after its request."""
         self._new.inc()
         (self._ttft if first else self._tpot).observe(seconds)
+        waited = self.first if first else self.later
+        waited.tokens += 1
+        waited.seconds += seconds
 
     def ended(self, outcome: str) -> None:
         """One of OUTCOMES."""

@@ -38,6 +38,9 @@ def test_the_page_shows_what_the_server_does(open_server: Callable[..., Any], br
             assert until(lambda: "1 running" in text_of(browser, "state"), 60)
             assert until(lambda: text_of(browser, "tokens").endswith("/s"), 60)
             assert until(lambda: "%" in text_of(browser, "hits"), 60)
+            assert until(lambda: text_of(browser, "later").endswith("s"), 60)
+            assert until(lambda: " of 140" in text_of(browser, "requests"), 60)
+            assert until(lambda: "50.0 % of the key-value cache" in text_of(browser, "kv"), 60)
             assert "running" in text_of(browser, "requests")
         finally:
             over.set()
