@@ -261,7 +261,7 @@ void Engine::forward_on_device(std::int32_t layer, const LayerBatch& batch) {
   const Nanos begin = backend_->now();
   LayerBatch host, there;
   d.bring(batch, hidden, host, there);
-  begin_layer(layer, host, host.x);
+  begin_layer(layer, host, host.x, host.x ? 1 : 0);
   Nanos computing = begin;
   for (std::int32_t first = 0, last; first < batch.tokens; first = last) {
     last = plan_wave(layer, host, first);

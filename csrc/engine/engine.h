@@ -231,7 +231,8 @@ class Engine {
   void prefetch_thread();
 
   // forward.cc
-  void begin_layer(std::int32_t layer, const LayerBatch& batch, const void* last_hidden);
+  void begin_layer(std::int32_t layer, const LayerBatch& batch, const void* hidden,
+                   std::int32_t hidden_rows);
   std::int32_t plan_wave(std::int32_t layer, const LayerBatch& batch, std::int32_t first);
   void sort_pairs(const LayerBatch& batch, std::int32_t first, std::int32_t last);
   void serve_wave(std::int32_t layer);

@@ -70,7 +70,10 @@ void Foresight::post(const Glimpse& glimpse, std::int64_t tick) {
   if (seen.has_streams) seen.streams.assign(glimpse.streams, glimpse.streams + glimpse.tokens);
   seen.has_told = told_ > 0 && glimpse.told != nullptr;
   if (seen.has_told) seen.told.assign(glimpse.told, glimpse.told + told_);
-  if (seen.has_hidden) seen.hidden.assign(glimpse.hidden, glimpse.hidden + width);
+  seen.hidden_rows = glimpse.hidden_rows;
+  if (seen.has_hidden) {
+    seen.hidden.assign(glimpse.hidden, glimpse.hidden + std::size_t(glimpse.hidden_rows) * width);
+  }
   queue_.push_back(std::move(seen));
   if (worker_.joinable()) {
     posted_.notify_one();
@@ -118,7 +121,7 @@ void Foresight::observe(const Seen& seen) {
                          seen.has_weights ? seen.weights.data() : nullptr,
                          seen.has_hidden ? seen.hidden.data() : nullptr,
                          seen.has_streams ? seen.streams.data() : nullptr,
-                         seen.has_told ? seen.told.data() : nullptr});
+                         seen.has_told ? seen.told.data() : nullptr, seen.hidden_rows});
     told = predictor_->next_use(seen.layer, gaps);
     if (told && !std::all_of(gaps.begin(), gaps.end(), [](float gap) { return gap >= 1.0f; })) {
       failure = "the predictor gave a gap that is below one turn or no number";

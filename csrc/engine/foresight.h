@@ -76,6 +76,7 @@ class Foresight {
     std::vector<float> weights, hidden, told;
     std::vector<std::int64_t> streams;
     bool has_weights, has_hidden, has_streams, has_told;
+    std::int32_t hidden_rows;
   };
   using Lock = std::unique_lock<std::mutex>;
 

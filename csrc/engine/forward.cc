@@ -193,10 +193,11 @@ void Engine::land(Lock& lock, Lease& lease) {
 }
 
 // The layer step begins: policies and the predictor hear what the router said. `batch` is in host
-// memory but for x, of which the last row is enough.
-void Engine::begin_layer(std::int32_t layer, const LayerBatch& batch, const void* last_hidden) {
+// memory but for x, of which `hidden` are the last `hidden_rows` rows: all, the last, or none.
+void Engine::begin_layer(std::int32_t layer, const LayerBatch& batch, const void* hidden,
+                         std::int32_t hidden_rows) {
   Scratch& s = *scratch_;
-  const std::size_t hidden = ffn_.shape.hidden, pairs = std::size_t(batch.tokens) * batch.top_k;
+  const std::size_t width = ffn_.shape.hidden, pairs = std::size_t(batch.tokens) * batch.top_k;
   for (std::size_t i = 0; i < pairs; ++i) {
     if (batch.ids[i] < 0) throw InvalidArgument("expert ids must not be negative");
   }
@@ -216,13 +217,37 @@ void Engine::begin_layer(std::int32_t layer, const LayerBatch& batch, const void
   for (std::size_t i = 0; i < pairs; ++i) {
     s.ids[i] = static_cast<std::int32_t>(std::min<std::int64_t>(batch.ids[i], INT32_MAX));
   }
-  if (last_hidden != nullptr) {
-    s.last.resize(hidden);
-    widen(batch.dtype, last_hidden, s.last.data(), hidden);
+  s.find_last_rows(streams_, batch.tokens, hidden_rows);
+  s.last.resize(s.last_rows.size() * width);
+  for (std::size_t i = 0; i < s.last_rows.size(); ++i) {
+    const std::size_t row = std::size_t(hidden_rows - batch.tokens + s.last_rows[i]);
+    const auto* from = static_cast<const std::byte*>(hidden) + row * width * size_of(batch.dtype);
+    widen(batch.dtype, from, s.last.data() + i * width, width);
   }
-  hear({layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data(),
-        last_hidden != nullptr ? s.last.data() : nullptr},
-       hidden);
+  Glimpse glimpse{layer, batch.tokens, batch.top_k, s.ids.data(), s.weights.data()};
+  if (!s.last_rows.empty()) glimpse.hidden = s.last.data();
+  glimpse.hidden_rows = std::int32_t(s.last_rows.size());
+  hear(glimpse, width);
+}
+
+// One for each stream of the step where all rows are at hand, else the last of all.
+void Engine::Scratch::find_last_rows(const std::vector<std::int64_t>& streams, std::int32_t tokens,
+                                     std::int32_t hidden_rows) {
+  last_rows.clear();
+  of_stream.clear();
+  if (hidden_rows < tokens || std::ssize(streams) != tokens) {
+    if (hidden_rows > 0) last_rows.push_back(tokens - 1);
+    return;
+  }
+  for (std::int32_t row = 0; row < tokens; ++row) {
+    const auto found = std::find(of_stream.begin(), of_stream.end(), streams[row]);
+    if (found == of_stream.end()) {
+      of_stream.push_back(streams[row]);
+      last_rows.push_back(row);
+    } else {
+      last_rows[std::size_t(found - of_stream.begin())] = row;
+    }
+  }
 }
 
 void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
@@ -240,8 +265,7 @@ void Engine::forward(std::int32_t layer, const LayerBatch& batch) {
   Scratch& s = *scratch_;
   const std::size_t hidden = ffn_.shape.hidden, k = batch.top_k;
   const Nanos begin = backend_->now();
-  const auto* x = static_cast<const std::byte*>(batch.x);
-  begin_layer(layer, batch, x + (batch.tokens - 1) * hidden * size_of(batch.dtype));
+  begin_layer(layer, batch, batch.x, batch.tokens);
   s.x.resize(batch.tokens * hidden);
   s.sum.resize(hidden);
   widen(batch.dtype, batch.x, s.x.data(), s.x.size());

@@ -32,13 +32,16 @@ struct Glimpse {
   std::int32_t top_k = 0;
   const std::int32_t* experts = nullptr;  // ids outside the layer are ignored
   const float* weights = nullptr;         // gate weights; null when unknown (then 1 / top_k each)
-  const float* hidden = nullptr;  // [hidden_width] what the router read for the last token, or null
+  // [hidden_rows, hidden_width] what the router read, or null: one row, of the last token; or one
+  // for the last token of each of several streams, in the order of their first tokens.
+  const float* hidden = nullptr;
   // Of a pass that serves several sequences: which one each token belongs to, [tokens]; null: all
   // to one. predict/stream_predictor.h divides it; others see a single sequence.
   const std::int64_t* streams = nullptr;
   // What a device has forecast of this step in place of Predictor::bank(), or null: [2 + layers
   // ahead, experts], the gaps, P of the layer's own next turn, P of the layers ahead.
   const float* told = nullptr;
+  std::int32_t hidden_rows = 1;
 };
 
 // What is known before a layer runs, while its attention is still to come and the link may idle.

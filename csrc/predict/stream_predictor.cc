@@ -24,8 +24,8 @@ void StreamPredictor::begin_pass() {
   }
 }
 
-void StreamPredictor::divide(const std::int64_t* streams, std::int32_t tokens,
-                             const float* hidden) {
+void StreamPredictor::divide(const std::int64_t* streams, std::int32_t tokens, const float* hidden,
+                             std::int32_t hidden_rows) {
   order_.clear();
   for (auto& [id, stream] : known_) {
     stream.rows = 0;
@@ -39,12 +39,17 @@ void StreamPredictor::divide(const std::int64_t* streams, std::int32_t tokens,
     if (stream.rows++ == 0) order_.push_back(streams[row]);
     stream.hidden = row == tokens - 1 ? hidden : nullptr;
   }
+  if (!hidden || hidden_rows != std::ssize(order_)) return;
+  for (std::int64_t id : order_) {
+    known_[id].hidden = hidden;
+    hidden += hidden_width();
+  }
 }
 
 bool StreamPredictor::approach(const Approach& approach) {
   named_ = approach.streams != nullptr;
   if (!named_) return first_->approach(approach);
-  divide(approach.streams, approach.tokens, approach.entering);
+  divide(approach.streams, approach.tokens, approach.entering, 1);
   for (std::int32_t row = 0; approach.ids && row < approach.tokens; ++row) {
     known_[approach.streams[row]].ids.push_back(approach.ids[row]);
   }
@@ -66,7 +71,7 @@ void StreamPredictor::observe(const Glimpse& glimpse) {
     first_->observe(glimpse);
     return;
   }
-  divide(glimpse.streams, glimpse.tokens, glimpse.hidden);
+  divide(glimpse.streams, glimpse.tokens, glimpse.hidden, glimpse.hidden_rows);
   const std::size_t k = std::size_t(glimpse.top_k);
   for (std::int32_t row = 0; row < glimpse.tokens; ++row) {
     Stream& stream = known_[glimpse.streams[row]];

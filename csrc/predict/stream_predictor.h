@@ -12,8 +12,9 @@
 // Streams are taken for independent. They are not quite, so the union is told a little too high.
 // A stream of which a pass has no row is forgotten: its request has ended. With a single stream,
 // and where no streams are named, every call goes to one predictor unchanged. Token ids are divided
-// as routes are. The hidden state of a glimpse is that of its last token, and so is what enters a
-// layer: only that token's stream gets to see it.
+// as routes are, and so are hidden states where a glimpse has one for each stream; where it has
+// that of its last token alone, and of what enters a layer, only that token's stream gets to see
+// it.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +59,8 @@ class StreamPredictor final : public Predictor {
   };
 
   // Counts the rows of each stream and lists the streams in `order_`.
-  void divide(const std::int64_t* streams, std::int32_t tokens, const float* hidden);
+  void divide(const std::int64_t* streams, std::int32_t tokens, const float* hidden,
+              std::int32_t hidden_rows);
   void begin_pass();
 
   const Make make_;

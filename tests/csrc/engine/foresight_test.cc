@@ -103,6 +103,54 @@ TEST(Foresight, ShowsThePredictorWhoseRowsTheyAre) {
   }
 }
 
+// The hidden states of a glimpse as they came, one vector for each row.
+class HiddenNotes final : public Predictor {
+ public:
+  explicit HiddenNotes(std::vector<std::vector<float>>& seen) : seen_(seen) {}
+  std::string name() const override { return "hidden-notes"; }
+  std::int32_t hidden_width() const override { return kHidden; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override {
+    seen_.clear();
+    for (std::int32_t row = 0; glimpse.hidden && row < glimpse.hidden_rows; ++row) {
+      seen_.emplace_back(glimpse.hidden + row * kHidden, glimpse.hidden + (row + 1) * kHidden);
+    }
+  }
+
+ private:
+  std::vector<std::vector<float>>& seen_;
+};
+
+// A layer step of the engine's own: one hidden state for each stream, that of its last row.
+TEST(Foresight, EachStreamIsToldItsLastRow) {
+  struct Case {
+    std::vector<std::int64_t> streams;
+    std::vector<std::int32_t> rows;  // whose hidden states are told
+  };
+  const std::vector<Case> cases = {
+      {{}, {4}},                           // nobody said whose rows they are
+      {{7, 7, 7}, {4}},                    // of another pass
+      {{7, 7, 7, 7, 7}, {4}},              // one stream
+      {{9, 9, 7, 7, 8}, {1, 3, 4}},        // packed, as servers do
+      {{9, 7, 9, 8, 7}, {2, 4, 3}},        // in any order
+      {{1, 2, 3, 4, 5}, {0, 1, 2, 3, 4}},  // all decode
+  };
+  for (const Case& each : cases) {
+    std::mt19937 random(12);
+    std::vector<std::vector<float>> seen;
+    World world(kGeometry, options_with(24), {}, std::make_unique<HiddenNotes>(seen));
+    Batch batch(5, kGeometry, random);
+    world.engine->streams(each.streams);
+    batch.run(*world.engine, 0);
+    world.engine->step(1);  // the next layer begins: the worker is done
+    ASSERT_EQ(seen.size(), each.rows.size());
+    for (std::size_t i = 0; i < seen.size(); ++i) {
+      const auto from = batch.x.begin() + each.rows[i] * kHidden;
+      EXPECT_EQ(seen[i], std::vector<float>(from, from + kHidden));
+    }
+  }
+}
+
 TEST(Foresight, ManyPostsBeforeOneSettleLoseNothing) {
   auto notes = std::make_shared<Recency::Notes>();
   Foresight foresight(std::make_unique<Recency>(notes), kGeometry, true);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
 #include <random>
 
 #include "predict/bank_predictor.h"
@@ -146,6 +147,44 @@ TEST_F(Streams, EachSeesItsOwnRowsAndTheUnionIsTold) {
       }
     }
   }
+}
+
+// Says which hidden state it was shown last.
+class Hearing final : public Predictor {
+ public:
+  explicit Hearing(std::vector<std::optional<float>>& heard) : heard_(heard) {}
+  std::string name() const override { return "hearing"; }
+  std::int32_t hidden_width() const override { return 2; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override {
+    heard_.push_back(glimpse.hidden ? std::optional(glimpse.hidden[1]) : std::nullopt);
+  }
+
+ private:
+  std::vector<std::optional<float>>& heard_;
+};
+
+TEST_F(Streams, EachHearsItsOwnHiddenState) {
+  std::vector<std::optional<float>> heard;
+  StreamPredictor streams([&] { return std::make_unique<Hearing>(heard); },
+                          geometry_.experts_per_layer);
+  const Step step = draw(0, {5, 3, 3, 9, 5});  // streams in the order of their first rows: 5, 3, 9
+  const std::vector<float> hidden = {0, 50, 0, 30, 0, 90};
+  using Heard = std::vector<std::optional<float>>;
+  for (const auto& [rows, expected] : std::vector<std::pair<std::int32_t, Heard>>{
+           {3, {50, 30, 90}},
+           {1, {50, std::nullopt, std::nullopt}},  // of the last token alone, which is of stream 5
+           {2, {50, std::nullopt, std::nullopt}}}) {
+    Glimpse seen = glimpse(step);
+    seen.hidden = hidden.data();
+    seen.hidden_rows = rows;
+    heard.clear();
+    streams.observe(seen);
+    EXPECT_EQ(heard, expected) << rows << " rows";
+  }
+  heard.clear();
+  streams.observe(glimpse(step));
+  EXPECT_EQ(heard, Heard(3)) << "nothing was told";
 }
 
 TEST_F(Streams, WhoHasNoRowInAPassIsForgotten) {
