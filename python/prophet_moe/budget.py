@@ -292,6 +292,8 @@ def plan_memory(
         way_out = f"the smallest budget that would do is {minimum // MIB}MiB"
         if context > 1:
             way_out += f", and less for a context shorter than {context} tokens"
+    if batch > 1:
+        way_out += f", or for fewer sequences at a time than {batch}"
     count = wanted
     if total(wanted) > limit and asked is None:
         # total() grows by slot bytes and at most 2 % of them: start below and step up to the last fit.

@@ -9,7 +9,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from served import CONTEXT, PROMPTS, Running, until
+
+from prophet_moe.serve.app import build_app
+from prophet_moe.serve.service import Limits, Service
 
 Solo = Callable[[Sequence[int], int], list[int]]
 
@@ -383,6 +387,27 @@ def test_keys(open_server: Callable[..., Any]) -> None:
         assert "send it as Authorization" in keyless.json()["error"]["message"]
         assert [one.id for one in running.client("sesame").models.list()] == ["reference-moe"]
         assert httpx.get(f"{running.url}/health").status_code == 200
+
+
+def test_a_model_without_a_tokenizer_takes_token_ids(model: Any, solo: Solo) -> None:
+    """Its answers are told as numbers, and texts are refused by a sentence."""
+    service = Service(model, None, "bare", Limits(rows=1, context=CONTEXT))
+    try:
+        with TestClient(build_app(service)) as client:
+            for path, body in (
+                ("completions", {"prompt": "Hello"}),
+                ("chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
+            ):
+                refused = client.post(f"/v1/{path}", json=body)
+                assert refused.status_code == 400
+                assert "bare has no tokenizer" in refused.json()["error"]["message"]
+                assert "token ids" in refused.json()["error"]["message"]
+                assert refused.json()["error"]["param"] in body
+            body = {"prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0, "echo": True}
+            said = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            assert [int(word) for word in said.split()] == [5, 6, 7, *solo([5, 6, 7], 4)]
+    finally:
+        service.loop.batching.close()
 
 
 def test_a_client_that_hangs_up_frees_its_row(open_server: Callable[..., Any], model: Any) -> None:

@@ -62,6 +62,12 @@ def test_a_told_server_finishes_its_answer_and_leaves(process: subprocess.Popen[
         (["--context", "100000"], "was made for"),
         (["--context", "64", "--kv-tokens", "63"], "cannot hold one context"),
         (["--budget", "20MiB", "--context", "64"], "the smallest budget that would do"),
+        (
+            ["--budget", "400MiB", "--context", "1024", "--concurrency", "64"],
+            "a context shorter than 1024 tokens, or for fewer sequences at a time than 64",
+        ),
+        (["--concurrency", "0"], "--concurrency"),
+        (["--host", "256.0.0.1"], "name another --port or --host"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_served(arguments: list[str], sentence: str) -> None:
