@@ -278,7 +278,7 @@ class BankPredictor(Predictor):
         limits: int,
         limit: int,
         ahead: int,
-        pair: bool,
+        pairs: int,
         hidden: int,
         tensors: Mapping[str, NDArray[Any]],
     ) -> None: ...

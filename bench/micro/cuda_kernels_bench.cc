@@ -248,7 +248,7 @@ CudaBank make_bank(Machine& machine, int rank, int ahead) {
   b.banks = b.recents = 3;
   b.lags = b.latents = 2;
   b.ahead = ahead;
-  b.has_pair = 1;
+  b.pairs = 1;
   b.recent_lag[2] = 1;
   const std::size_t L = 4, E = std::size_t(b.experts), R = std::size_t(rank);
   for (int d = 0; d < b.decays; ++d) b.decay[d] = 0.9f;

@@ -61,7 +61,7 @@ std::unique_ptr<Predictor> make_bank(const Sizes& sizes) {
   c.latents = 2;
   c.limits = 1;
   c.ahead = 3;
-  c.pair = true;
+  c.pairs = 4;
   const std::size_t L = std::size_t(c.geometry.layers), R = std::size_t(c.rank),
                     E = std::size_t(c.geometry.experts_per_layer), N = 6, M = 2, F = 3;
   BankWeights w;
@@ -80,7 +80,7 @@ std::unique_ptr<Predictor> make_bank(const Sizes& sizes) {
   w.ahead_weight = halves(F * L * E * R);
   w.ahead_bias = floats(F * L * E, -2);
   w.ahead_prior = floats(F * L, 0.5f);
-  w.ahead_pair = halves(F * L * E * E);
+  w.ahead_pair = halves(std::size_t(c.pairs) * F * L * E * E);
   w.ahead_scale = floats(F * L, 1);
   return std::make_unique<BankPredictor>(std::move(c), std::move(w));
 }

@@ -185,32 +185,32 @@ void register_predictor(py::module_& m) {
   m.def("predictor_names", &predictor_names);
 
   py::class_<PyBank, PyPredictor, std::shared_ptr<PyBank>>(m, "BankPredictor")
-      .def(
-          py::init([](std::int32_t layers, std::int32_t experts, std::int32_t top_k,
-                      std::int32_t rank, std::vector<float> decays, std::vector<std::int32_t> bank,
-                      const std::vector<std::pair<std::int32_t, bool>>& recent, std::int32_t heads,
-                      std::int32_t latents, std::int32_t limits, std::int32_t limit,
-                      std::int32_t ahead, bool pair, std::int32_t hidden, const py::dict& tensors) {
-            BankConfig c;
-            c.geometry = {layers, experts, top_k};
-            c.rank = rank;
-            c.decays = std::move(decays);
-            c.bank = std::move(bank);
-            for (const auto& [lag, gate] : recent) c.recent.push_back({lag, gate});
-            c.heads = heads;
-            c.latents = latents;
-            c.limits = limits;
-            c.limit = limit;
-            c.ahead = ahead;
-            c.pair = pair;
-            c.hidden = hidden;
-            return std::make_shared<PyBank>(
-                std::make_shared<const BankNetwork>(std::move(c), weights_of(tensors)));
-          }),
-          py::kw_only(), py::arg("layers"), py::arg("experts"), py::arg("top_k"), py::arg("rank"),
-          py::arg("decays"), py::arg("bank"), py::arg("recent"), py::arg("heads"),
-          py::arg("latents"), py::arg("limits"), py::arg("limit"), py::arg("ahead"),
-          py::arg("pair"), py::arg("hidden"), py::arg("tensors"))
+      .def(py::init([](std::int32_t layers, std::int32_t experts, std::int32_t top_k,
+                       std::int32_t rank, std::vector<float> decays, std::vector<std::int32_t> bank,
+                       const std::vector<std::pair<std::int32_t, bool>>& recent, std::int32_t heads,
+                       std::int32_t latents, std::int32_t limits, std::int32_t limit,
+                       std::int32_t ahead, std::int32_t pairs, std::int32_t hidden,
+                       const py::dict& tensors) {
+             BankConfig c;
+             c.geometry = {layers, experts, top_k};
+             c.rank = rank;
+             c.decays = std::move(decays);
+             c.bank = std::move(bank);
+             for (const auto& [lag, gate] : recent) c.recent.push_back({lag, gate});
+             c.heads = heads;
+             c.latents = latents;
+             c.limits = limits;
+             c.limit = limit;
+             c.ahead = ahead;
+             c.pairs = pairs;
+             c.hidden = hidden;
+             return std::make_shared<PyBank>(
+                 std::make_shared<const BankNetwork>(std::move(c), weights_of(tensors)));
+           }),
+           py::kw_only(), py::arg("layers"), py::arg("experts"), py::arg("top_k"), py::arg("rank"),
+           py::arg("decays"), py::arg("bank"), py::arg("recent"), py::arg("heads"),
+           py::arg("latents"), py::arg("limits"), py::arg("limit"), py::arg("ahead"),
+           py::arg("pairs"), py::arg("hidden"), py::arg("tensors"))
       .def("forecast", &bank_forecast, py::arg("layer"));
 }
 

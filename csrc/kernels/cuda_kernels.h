@@ -103,7 +103,8 @@ constexpr std::int32_t kCudaBankParts =
 struct CudaBank {
   std::int32_t layers, experts, top_k, rank, columns, lanes;
   std::int32_t decays, banks, recents, lags, heads, latents, ahead, hidden;
-  std::uint8_t has_middle, has_pair;
+  std::int32_t pairs;  // layers whose choices a forecast reads directly
+  std::uint8_t has_middle;
   std::int32_t bank[kCudaBankParts];         // which decay each bank follows
   std::int32_t recent_lag[kCudaBankParts];   // < lags
   std::uint8_t recent_gate[kCudaBankParts];  // 1: times the gate
@@ -113,7 +114,7 @@ struct CudaBank {
   const std::uint16_t* middle;       // tiles, columns outputs
   const std::uint16_t* leave;        // [layers, latents] of tiles, lanes outputs
   const std::uint16_t* ahead_rows;   // [ahead, layers] of tiles, lanes outputs
-  const std::uint16_t* pair;         // [ahead, layers, experts, lanes]
+  const std::uint16_t* pair;         // [pairs, ahead, layers, experts, lanes]
   const float *enter_bias, *norm_gain, *norm_bias, *mid_bias;  // [columns], [layers, columns] twice
   const float *own_weight, *own_bias;   // [layers, heads, decays + 2], [layers, heads, lanes]
   const float *leave_mix, *next_scale;  // [heads, latents], [layers, heads]

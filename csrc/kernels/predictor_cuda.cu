@@ -127,10 +127,15 @@ __device__ __forceinline__ void look_ahead(const PredictStep& s, int ahead, cons
     const long long j = s.call.layer + 1 + f, at = static_cast<long long>(f) * b.layers + j;
     float logit = fmaf(b.ahead_prior[at], s.state.raw[j * b.lanes + i],
                        b.ahead_bias[at * b.lanes + i] + dots[item]);
-    for (int k = 0; b.has_pair && k < kCudaTopK; ++k) {
-      if (ids[k] < 0) continue;
-      const std::uint16_t bits = b.pair[(at * b.experts + ids[k]) * b.lanes + i];
-      logit += __half2float(__ushort_as_half(bits));
+    for (int back = 0; back < b.pairs && back <= s.call.layer; ++back) {
+      const long long row = static_cast<long long>(s.call.layer - back) * b.lags * kCudaTopK;
+      const int* const chosen = back == 0 ? ids : s.state.row_ids + row;
+      const long long of = static_cast<long long>(back) * b.ahead * b.layers + at;
+      for (int k = 0; k < kCudaTopK; ++k) {
+        if (chosen[k] < 0) continue;
+        const std::uint16_t bits = b.pair[(of * b.experts + chosen[k]) * b.lanes + i];
+        logit += __half2float(__ushort_as_half(bits));
+      }
     }
     s.call.probabilities[static_cast<long long>(f) * b.experts + i] =
         sigmoid(b.ahead_scale[at] * logit);

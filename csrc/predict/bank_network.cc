@@ -84,7 +84,7 @@ void BankNetwork::check(const BankWeights& w) const {
   const BankConfig& c = config_;
   const Geometry& g = c.geometry;
   if (g.layers < 1 || g.experts_per_layer < 1 || g.top_k < 1 || c.rank < 1 || c.heads < 1 ||
-      c.latents < 0 || c.ahead < 0 || c.hidden < 0 || c.limits < 1) {
+      c.latents < 0 || c.ahead < 0 || c.pairs < 0 || c.hidden < 0 || c.limits < 1) {
     throw InvalidArgument("the predictor's configuration has a size below its least");
   }
   if (c.limit < 0 || c.limit >= c.limits) {
@@ -131,7 +131,7 @@ void BankNetwork::check(const BankWeights& w) const {
   PROPHET_CHECK(ahead_weight, F * L * E * R);
   PROPHET_CHECK(ahead_bias, F * L * E);
   PROPHET_CHECK(ahead_prior, F * L);
-  PROPHET_CHECK(ahead_pair, c.pair ? F * L * E * E : 0);
+  PROPHET_CHECK(ahead_pair, std::size_t(c.pairs) * F * L * E * E);
   PROPHET_CHECK(ahead_scale, F * L);
 #undef PROPHET_CHECK
 }
@@ -171,7 +171,7 @@ void BankNetwork::take_halves(const BankWeights& w) {
                     H = std::size_t(config_.hidden);
   const std::size_t sizes[] = {
       L * E * blocks() * C, L * H * C,          w.mid_weight.empty() ? 0 : C * C,
-      L * leaves_ * C,      F * L * lanes_ * C, config_.pair ? F * L * E * lanes_ : 0};
+      L * leaves_ * C,      F * L * lanes_ * C, std::size_t(config_.pairs) * F * L * E * lanes_};
   std::size_t bytes = 0;
   for (std::size_t size : sizes) bytes += 2 * size;
   const std::size_t unit = bytes >= kHugePage ? kHugePage : 64;
@@ -203,7 +203,9 @@ void BankNetwork::take_halves(const BankWeights& w) {
   for (std::size_t at = 0; at < F * L; ++at) {
     write_tiles(w.ahead_weight.data() + at * E * R, E, R, C, ahead_ + at * lanes_ * C);
   }
-  if (pair_) copy_rows(w.ahead_pair.data(), F * L * E, E, lanes_, pair_);
+  if (pair_) {
+    copy_rows(w.ahead_pair.data(), std::size_t(config_.pairs) * F * L * E, E, lanes_, pair_);
+  }
 }
 
 }  // namespace prophet

@@ -29,7 +29,7 @@ struct BankConfig {
   std::int32_t limits = 0;
   std::int32_t limit = 0;  // which truncation of the gap is in force
   std::int32_t ahead = 0;
-  bool pair = false;
+  std::int32_t pairs = 0;  // layers that forecasts read directly: the present one and those before
   std::int32_t hidden = 0;
 };
 
@@ -81,8 +81,11 @@ class BankNetwork {
   const std::uint16_t* ahead(std::size_t f, std::size_t layer) const {
     return ahead_ + ((f - 1) * layers() + layer) * lanes_ * columns_;
   }
-  const std::uint16_t* pair(std::size_t f, std::size_t layer, std::size_t chosen) const {
-    return pair_ + (((f - 1) * layers() + layer) * experts() + chosen) * lanes_;
+  // What `chosen`, of the layer `back` before the present one, says of `layer`, [lanes].
+  const std::uint16_t* pair(std::size_t back, std::size_t f, std::size_t layer,
+                            std::size_t chosen) const {
+    const std::size_t at = back * std::size_t(config_.ahead) + f - 1;
+    return pair_ + ((at * layers() + layer) * experts() + chosen) * lanes_;
   }
 
   // Padded to columns or lanes. leave.bias is part of own_bias.

@@ -316,9 +316,9 @@ void BankPredictor::look_ahead(std::int32_t layer, std::int32_t horizon) {
   const std::size_t l = std::size_t(layer), f = std::size_t(horizon), j = l + f;
   const std::size_t at = (f - 1) * network_->layers() + j, E = network_->lanes();
   sources_.clear();
-  if (network_->config().pair) {
-    for (std::int32_t i : row(l, 0).experts) {
-      sources_.push_back(network_->pair(f, j, std::size_t(i)));
+  for (std::size_t back = 0; back < std::size_t(network_->config().pairs) && back <= l; ++back) {
+    for (std::int32_t i : row(l - back, 0).experts) {
+      sources_.push_back(network_->pair(back, f, j, std::size_t(i)));
       prefetch(sources_.back(), E * 2);
     }
   }

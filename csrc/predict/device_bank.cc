@@ -75,7 +75,7 @@ DeviceBank::DeviceBank(const BankNetwork& n) {
   bank_.ahead = few("layers ahead", F);
   bank_.hidden = c.hidden;
   bank_.has_middle = n.has_middle();
-  bank_.has_pair = c.pair;
+  bank_.pairs = c.pairs;
   std::copy(c.bank.begin(), c.bank.end(), bank_.bank);
   std::copy(c.decays.begin(), c.decays.end(), bank_.decay);
 
@@ -102,7 +102,8 @@ DeviceBank::DeviceBank(const BankNetwork& n) {
   for (std::size_t at = 0; at < F * L; ++at) {
     retile(n.ahead(at / L + 1, at % L), 0, lanes, C, to + at * lanes * C);
   }
-  put(bank_.pair, c.pair && F > 0 ? n.pair(1, 0, 0) : nullptr, c.pair ? F * L * E * lanes : 0);
+  const std::size_t pairs = std::size_t(c.pairs) * F * L * E * lanes;
+  put(bank_.pair, pairs > 0 ? n.pair(0, 1, 0, 0) : nullptr, pairs);
   const auto put_all = [&](const float*& field, const std::vector<float>& from) {
     put(field, from.data(), from.size());
   };

@@ -18,7 +18,7 @@ TILE, PARTS, ROW = 8, 8, 32
 I32, U8, P = ctypes.c_int32, ctypes.c_uint8, ctypes.c_void_p
 SIZES = (
     "layers", "experts", "top_k", "rank", "columns", "lanes", "decays", "banks", "recents", "lags", "heads",
-    "latents", "ahead", "hidden",
+    "latents", "ahead", "hidden", "pairs",
 )  # fmt: skip
 HALVES = ("entries", "hidden_rows", "middle", "leave", "ahead_rows", "pair")
 FLOATS = (
@@ -32,7 +32,6 @@ class Bank(ctypes.Structure):
     _fields_ = (
         *((name, I32) for name in SIZES),
         ("has_middle", U8),
-        ("has_pair", U8),
         ("bank", I32 * PARTS),
         ("recent_lag", I32 * PARTS),
         ("recent_gate", U8 * PARTS),
@@ -86,7 +85,7 @@ class Network:
     heads: int = 4
     latents: int = 2
     ahead: int = 2
-    pair: bool = True
+    pairs: int = 2
     hidden: int = 7
     middle: bool = True
     w: dict[str, Array] = field(init=False)
@@ -110,7 +109,7 @@ class Network:
             "leave.mix": real(N, self.latents), "own.weight": real(L, N, len(self.decays) + 2),
             "own.bias": real(L, N, E), "next.scale": real(L, N, mean=1), "gap.weight": real(1 + N, mean=1.5),
             "ahead.weight": half(F, L, E, R), "ahead.bias": real(F, L, E),
-            "ahead.prior": real(F, L, mean=0.5), "ahead.pair": half(F, L, E, E),
+            "ahead.prior": real(F, L, mean=0.5), "ahead.pair": half(self.pairs, F, L, E, E),
             "ahead.scale": real(F, L, mean=1),
         }  # fmt: skip
 
@@ -186,8 +185,10 @@ class Specification:
         for f in range(min(net.ahead, net.layers - 1 - at)):
             j = at + 1 + f
             v = w["ahead.prior"][f, j] * self.z[j] + w["ahead.bias"][f, j] + w["ahead.weight"][f, j] @ c1
-            if net.pair:
-                v = v + sum((w["ahead.pair"][f, j, i] for i in newest), np.zeros(net.experts))
+            for back in range(min(net.pairs, at + 1)):
+                v = v + sum(
+                    (w["ahead.pair"][back, f, j, i] for i in self.rows[at - back][0]), np.zeros(net.experts)
+                )
             p[f] = sigmoid(w["ahead.scale"][f, j] * v)
         return gaps, sigmoid(w["next.scale"][at, 0] * logit[0]), p
 
@@ -231,8 +232,9 @@ class OnDevice:
         sizes = (
             net.layers, net.experts, net.top_k, net.rank, C, lanes, len(net.decays), len(net.bank),
             len(net.recent), net.lags, net.heads, net.latents, net.ahead, net.hidden,
+            net.pairs,
         )  # fmt: skip
-        self.bank = Bank(*sizes, net.middle, net.pair)
+        self.bank = Bank(*sizes, net.middle)
         for name, values in places.items():
             setattr(self.bank, name, device.put(values))
         self.bank.bank[: len(net.bank)] = net.bank
@@ -283,7 +285,8 @@ def steps(net: Network, count: int, tokens: int, seed: int) -> Iterator[Step]:
 NETWORKS = {
     "all of it": Network(),
     "no middle, no hidden state": Network(middle=False, hidden=0),
-    "no pairs": Network(pair=False),
+    "no pairs": Network(pairs=0),
+    "pairs of all layers before": Network(layers=5, pairs=6),
     "wide": Network(layers=2, rank=72, experts=40, top_k=5, ahead=1, heads=6),
     "one layer": Network(layers=1, ahead=3),
     "no history": Network(decays=(), bank=(), recent=()),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import dropout, hardswish, layer_norm
+from torch.nn.functional import dropout, hardswish, layer_norm, pad
 
 from .features import Rows
 
@@ -36,7 +36,7 @@ class BankConfig:
     latents: int = 2
     mid: bool = True
     ahead: int = 3
-    pair: bool = True
+    pairs: int = 4  # layers whose choices enter a forecast directly: the present one and those before it
     history: bool = True
     hidden: int = 0
     drop_input: float = 0.3
@@ -106,8 +106,8 @@ class Bank(nn.Module):
             self.ahead = nn.Parameter(torch.randn(c.ahead, L, R, E) * 0.005)
             self.ahead_bias = nn.Parameter(torch.full((c.ahead, L, E), -0.5))
             self.ahead_prior = nn.Parameter(torch.full((c.ahead, L), 0.8))
-            if c.pair:
-                self.ahead_pair = nn.Parameter(torch.zeros(c.ahead, L, E, E))
+            if c.pairs:
+                self.ahead_pair = nn.Parameter(torch.zeros(c.pairs, c.ahead, L, E, E))
 
     def inputs(self, rows: Rows, window: torch.Tensor) -> torch.Tensor:
         """Row numbers [b, t] -> float32 [L, b * t, blocks * E], centred and scaled; export folds that in."""
@@ -186,14 +186,18 @@ class Bank(nn.Module):
         last [l, r, E]: raw first-head logits of the token before, the newest known of later layers.
         """
         c, out = self.config, []
-        chosen = rows.chosen[now, span].float().transpose(0, 1) if c.pair else None
+        begin = range(c.layers)[span].start
+        chosen = rows.chosen[now, : begin + len(deep)].float().transpose(0, 1) if c.pairs else None
         for f in range(1, c.ahead + 1):
             count = max(0, len(deep) - f)
             y = torch.bmm(deep[:count], self.ahead[f - 1, span][f:]).float()
             y = y + self.ahead_bias[f - 1, span][f:, None]
             y = y + self.ahead_prior[f - 1, span][f:, None, None] * last[f:]
-            if chosen is not None:
-                y = y + torch.bmm(chosen[:count], self.ahead_pair[f - 1, span][f:]).float()
+            for lag in range(min(c.pairs, begin + count)):
+                early = max(0, lag - begin)  # layers of the span that have none so far before them
+                source = chosen[begin + early - lag : begin + count - lag]
+                said = torch.bmm(source, self.ahead_pair[lag, f - 1, span][f:][early:count]).float()
+                y = y + pad(said, (0, 0, 0, 0, early, 0))
             out.append(y)
         return out
 

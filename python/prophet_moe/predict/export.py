@@ -8,7 +8,7 @@ File
 A safetensors file. `__metadata__` has
 
     format   "prophet-predictor"
-    version  "2"; "1" has no int8 tensors
+    version  "2"; in "1" no tensor is int8, and `pair`, true or false, stands for pairs 1 or 0
     kind     "bank" (below) or "transformer" (prophet_moe.predict.paper_file)
     prophet  one JSON object: {"geometry": {"model", "layers", "experts", "top_k", "hidden"},
              "config": {...}, "training": {...}, "calibration": {...}, "scores": {...}}
@@ -25,7 +25,7 @@ A safetensors file. `__metadata__` has
     limits           [G] truncations H of the expected gap, rising
     limit_of_slots   pairs [slots / experts, H], rising: which limit serves which cache size
     ahead            F, layers ahead that are forecast (0: none)
-    pair             true when ahead.pair is present
+    pairs            P, layers whose choices a forecast reads directly: the present one and P - 1 before it
     mid              true when mid.* are present
     history          false: nothing but the hidden state enters (B = C = 0, D = 0)
     hidden           width of the router's input when it enters the network, else 0
@@ -42,7 +42,7 @@ may be stored as int8 with scales, which means float16 (prophet_moe.predict.comp
     own.weight    f32 [L, N, D + 2]     own.bias      f32 [L, N, E]
     next.scale    f32 [L, N]            gap.weight    f32 [G, 1 + N]
     ahead.weight  f16 [F, L, E, R]      ahead.bias    f32 [F, L, E]        ahead.prior f32 [F, L]
-    ahead.pair    f16 [F, L, E, E]      ahead.scale   f32 [F, L]
+    ahead.pair    f16 [P, F, L, E, E]   ahead.scale   f32 [F, L]
 
 A tensor with a zero dimension is left out. In ahead.*, the index l is the layer that is forecast.
 
@@ -86,7 +86,8 @@ row's w), or 1 each when weights are unknown or do not sum to a positive number.
    The limit in force is that of the nearest entry of limit_of_slots.
 6. Ahead, on request, for f = 1..F and layer j = l + f < L, every expert i of layer j:
        logit = ahead.prior[f-1, j] * z_j[i] + ahead.bias[f-1, j, i] + ahead.weight[f-1, j, i] . c
-             + sum over i' selected in the newest row at layer l of ahead.pair[f-1, j, i', i]   (if pair)
+             + sum over d < min(P, l + 1) and i' selected in the newest row at layer l - d
+                 of ahead.pair[d, f-1, j, i', i]
        p     = sigmoid(ahead.scale[f-1, j] * logit)
 
 With several sequences in one step, a step of T rows is T turns: gaps are then T times as long for
@@ -197,6 +198,8 @@ def load(path: Path) -> Predictor:
         net: Bank | Paper
         if kind == "bank":
             stored["recent"] = tuple((int(lag), str(what)) for lag, what in stored["recent"])
+            if "pair" in stored:
+                stored["pairs"] = int(stored.pop("pair"))
             net = Bank(BankConfig(**sizes, **stored))
             _fill_bank(net, tensors)
         else:
@@ -293,7 +296,7 @@ def _bank_tensors(net: Bank, calibration: Calibration, int8: bool) -> Arrays:
         out["ahead.bias"] = _float(net.ahead_bias + moved[:, :, None])
         out["ahead.prior"] = _float(net.ahead_prior)
         out["ahead.scale"] = calibration.ahead_scale
-        if c.pair:
+        if c.pairs:
             out["ahead.pair"] = _half(net.ahead_pair)
     return out
 
@@ -325,8 +328,8 @@ def _fill_bank(net: Bank, tensors: Arrays) -> None:
     if c.ahead:
         state["ahead"] = t["ahead.weight"].transpose(2, 3)
         state["ahead_bias"], state["ahead_prior"] = t["ahead.bias"], t["ahead.prior"]
-        if c.pair:
-            state["ahead_pair"] = t["ahead.pair"]
+        if c.pairs:
+            state["ahead_pair"] = t["ahead.pair"].view_as(net.ahead_pair)  # version 1: [F, L, E, E]
     net.load_state_dict(state)
 
 
@@ -353,7 +356,7 @@ def native(path: Path, fraction: float) -> Any:
         limits=len(limits),
         limit=limit,
         ahead=c.ahead,
-        pair=c.pair and c.ahead > 0,
+        pairs=c.pairs if c.ahead > 0 else 0,
         hidden=c.hidden,
         tensors=tensors,
     )

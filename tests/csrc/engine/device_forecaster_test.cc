@@ -117,7 +117,7 @@ std::vector<Case> cases() {
   bare.config.decays.clear();
   bare.config.bank.clear();
   bare.config.recent.clear();
-  bare.config.pair = false;
+  bare.config.pairs = 0;
   bare.config.latents = 0;
   Case wide{"wide", network({2, 70, 8}, kHidden)};
   wide.config.rank = 72;
@@ -183,7 +183,7 @@ TEST_F(DeviceForecasterTest, WhatTheKernelHasNoRoomForIsRefusedInASentence) {
   config = network({1, 9, 3}, 0);
   config.rank = 6000;  // shared memory
   config.ahead = 0;
-  config.pair = false;
+  config.pairs = 0;
   refused(config);
 }
 

@@ -78,8 +78,11 @@ class Definition {
       for (std::size_t r = 0; r < kRank; ++r) {
         logit += half(w_.ahead_weight[(row * kExperts + i) * kRank + r]) * deep[r];
       }
-      for (std::int32_t e : trace[at].experts) {
-        logit += half(w_.ahead_pair[(row * kExperts + std::size_t(e)) * kExperts + i]);
+      for (std::size_t back = 0; back < std::size_t(c_.pairs) && back <= l; ++back) {
+        const std::size_t of = back * std::size_t(c_.ahead) * kLayers + row;
+        for (std::int32_t e : trace[at - back].experts) {
+          logit += half(w_.ahead_pair[(of * kExperts + std::size_t(e)) * kExperts + i]);
+        }
       }
       out[i] = sigmoid(w_.ahead_scale[row] * logit);
     }

@@ -41,7 +41,7 @@ inline BankConfig config() {
   c.limits = 2;
   c.limit = 1;
   c.ahead = 2;
-  c.pair = true;
+  c.pairs = 2;
   c.hidden = kHidden;
   return c;
 }
@@ -70,7 +70,7 @@ inline BankWeights weights(const BankConfig& c = config()) {
   w.ahead_weight = random.halves(F * L * E * R, .2f);
   w.ahead_bias = random.floats(F * L * E, .2f);
   w.ahead_prior = random.floats(F * L, .2f, .5f);
-  w.ahead_pair = random.halves(c.pair ? F * L * E * E : 0, .3f);
+  w.ahead_pair = random.halves(std::size_t(c.pairs) * F * L * E * E, .3f);
   w.ahead_scale = random.floats(F * L, .1f, 1);
   return w;
 }

@@ -161,13 +161,13 @@ void forecaster() {
   };
   CudaBank bank{kLayers, kExperts, 2,     kRank,  kColumns, kLanes,      kDecays,
                 kBanks,  kRecents, kLags, kHeads, kLatents, 1,           kHidden,
-                1,       1,        {1},   {0, 1}, {1, 0},   {0.5f, 0.9f}};
+                2,       1,        {1},   {0, 1}, {1, 0},   {0.5f, 0.9f}};
   bank.entries = halves(kLayers * kExperts * (kBanks + kRecents) * kColumns);
   bank.hidden_rows = halves(kLayers * kHidden * kColumns);
   bank.middle = halves(kColumns * kColumns);
   bank.leave = halves(kLayers * kLatents * kLanes * kColumns);
   bank.ahead_rows = halves(kLayers * kLanes * kColumns);
-  bank.pair = halves(kLayers * kExperts * kLanes);
+  bank.pair = halves(bank.pairs * kLayers * kExperts * kLanes);
   bank.enter_bias = floats(kColumns);
   bank.norm_gain = floats(kLayers * kColumns);
   bank.norm_bias = floats(kLayers * kColumns);

@@ -16,7 +16,8 @@ from prophet_moe.predict.outputs import outputs
 VARIANTS = {
     "bank": {},
     "no middle": {"mid": False},
-    "no pair": {"pair": False, "recent": ((1, "gate"),)},
+    "no pairs": {"pairs": 0, "recent": ((1, "gate"),)},
+    "pairs of one layer": {"pairs": 1},
     "one latent": {"latents": 1, "bank": ()},
     "hidden and history": {"hidden": 6},
     "hidden alone": {"hidden": 6, "history": False},
@@ -97,8 +98,8 @@ class Specification:
         j = layer + f
         logit = self.t["ahead.prior"][f - 1, j] * self.z[j] + self.t["ahead.bias"][f - 1, j]
         logit = logit + self.t["ahead.weight"][f - 1, j] @ self.deep
-        if self.c["pair"]:
-            logit = logit + self.t["ahead.pair"][f - 1, j, self.rows[layer][0][0]].sum(0)
+        for back in range(min(self.c["pairs"], layer + 1)):
+            logit = logit + self.t["ahead.pair"][back, f - 1, j, self.rows[layer - back][0][0]].sum(0)
         return sigmoid(self.t["ahead.scale"][f - 1, j] * logit)
 
 
@@ -197,6 +198,29 @@ def test_int8_without_fitting_scales_is_refused(tmp_path):
     save_file(tensors | {"leave.weight.scale": huge}, bad, metadata)
     with pytest.raises(PredictorError, match=r"leave\.weight has values that are not finite"):
         load(bad)
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_files_of_version_1_are_read(pair, tmp_path):
+    path, former = tmp_path / "p", tmp_path / "former"
+    save(predictor(bank(pairs=int(pair))), path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["prophet"])
+    about["config"]["pair"] = bool(about["config"].pop("pairs"))
+    tensors = load_file(path)
+    if pair:
+        tensors["ahead.pair"] = tensors["ahead.pair"][0]
+    save_file(tensors, former, metadata | {"version": "1", "prophet": json.dumps(about)})
+    now, then = load(path), load(former)
+    assert now.net.config == then.net.config
+    for name, weight in now.net.state_dict().items():
+        assert weight.equal(then.net.state_dict()[name])
+    ids = np.arange(TOP_K)[None]
+    for layer in range(LAYERS):
+        for one in (a := native(path, 0.5)), (b := native(former, 0.5)):
+            one.observe(layer, ids)
+        np.testing.assert_array_equal(a.forecast(layer), b.forecast(layer))
 
 
 def test_refuses_a_model_of_another_geometry(tmp_path):
