@@ -58,6 +58,8 @@ class Engine:
         # cuda: device memory for the arena that stays the caller's; 0: an allocation of the engine's.
         pool_bytes: int = 0,
         # cuda: host memory that keeps bytes of files between disk and device; 0: 1 GiB.
+        device_forecasts: bool = False,
+        # cuda: a trained predictor runs on the device where layers are queued there, a launch more each.
     ) -> None: ...
     @property
     def layers(self) -> int: ...
@@ -81,6 +83,9 @@ class Engine:
     @property
     def foresight_failure(self) -> str:
         """Why the predictor was switched off; empty while it works."""
+    @property
+    def device_forecasts_lack(self) -> str:
+        """Why the device does not forecast; empty where it does. Known once set_ffn was called."""
     @property
     def backend(self) -> str: ...
     @property

@@ -42,6 +42,7 @@ struct EngineArguments {
   PrefetchRule prefetch;
   bool planes;
   BackendArguments backend;
+  bool device_forecasts;
 };
 
 // What Python holds. The engine goes at close(); the backend, and with it the arena, stays until
@@ -82,6 +83,7 @@ class PyEngine {
     options.timeline_events = a.timeline ? kTimelineEvents : 0;
     options.prefetch = a.prefetch;
     options.device = chosen.tables;
+    options.device_forecasts = a.device_forecasts;
     if (predictor) require_same(geometry, predictor->geometry());
     engine_ =
         std::make_shared<Engine>(store, backend_, options, predictor ? predictor->make() : nullptr);
@@ -211,7 +213,9 @@ void observe(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std:
     widen(dtype_from_name(hidden_dtype), reinterpret_cast<const void*>(hidden), row.data(),
           hidden_width);
   }
-  self.engine()->observe(
+  const std::shared_ptr<Engine> engine = self.engine();
+  py::gil_scoped_release free;
+  engine->observe(
       {layer, tokens, top_k, experts.data(), gates.data(), hidden != 0 ? row.data() : nullptr});
 }
 
@@ -297,29 +301,32 @@ void register_engine(py::module_& m) {
            [](PyLease& self, py::object, py::object, py::object) { self.release(std::nullopt); });
 
   py::class_<PyEngine>(m, "Engine")
-      .def(py::init([](const std::vector<std::string>& files, const Pieces& pieces, int top_k,
-                       int slots, const std::string& policy, const std::string& pool, bool keep,
-                       const std::string& io, bool direct, int threads, int depth,
-                       std::uint64_t chunk_bytes, bool timeline,
-                       const std::shared_ptr<PyPredictor>& predictor,
-                       const std::optional<py::dict>& prefetch, bool planes,
-                       const std::string& backend, std::uintptr_t memory,
-                       std::uint64_t memory_bytes, std::uint64_t pool_bytes) {
-             return std::make_unique<PyEngine>(
-                 files, pieces,
-                 EngineArguments{top_k, slots, policy, pool, keep, threads, chunk_bytes, timeline,
-                                 prefetch ? rule_from(*prefetch) : PrefetchRule{}, planes,
-                                 BackendArguments{backend, io, direct, depth, memory, memory_bytes,
-                                                  pool_bytes}},
-                 predictor.get());
-           }),
-           py::kw_only(), py::arg("files"), py::arg("pieces"), py::arg("top_k"), py::arg("slots"),
-           py::arg("policy") = "lru", py::arg("pool") = "global", py::arg("keep") = true,
-           py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
-           py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false,
-           py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
-           py::arg("planes") = false, py::arg("backend") = "cpu", py::arg("memory") = 0,
-           py::arg("memory_bytes") = 0, py::arg("pool_bytes") = 0)
+      .def(
+          py::init([](const std::vector<std::string>& files, const Pieces& pieces, int top_k,
+                      int slots, const std::string& policy, const std::string& pool, bool keep,
+                      const std::string& io, bool direct, int threads, int depth,
+                      std::uint64_t chunk_bytes, bool timeline,
+                      const std::shared_ptr<PyPredictor>& predictor,
+                      const std::optional<py::dict>& prefetch, bool planes,
+                      const std::string& backend, std::uintptr_t memory, std::uint64_t memory_bytes,
+                      std::uint64_t pool_bytes, bool device_forecasts) {
+            return std::make_unique<PyEngine>(
+                files, pieces,
+                EngineArguments{
+                    top_k, slots, policy, pool, keep, threads, chunk_bytes, timeline,
+                    prefetch ? rule_from(*prefetch) : PrefetchRule{}, planes,
+                    BackendArguments{backend, io, direct, depth, memory, memory_bytes, pool_bytes},
+                    device_forecasts},
+                predictor.get());
+          }),
+          py::kw_only(), py::arg("files"), py::arg("pieces"), py::arg("top_k"), py::arg("slots"),
+          py::arg("policy") = "lru", py::arg("pool") = "global", py::arg("keep") = true,
+          py::arg("io") = "auto", py::arg("direct") = true, py::arg("threads") = 0,
+          py::arg("depth") = 16, py::arg("chunk_bytes") = 1 << 20, py::arg("timeline") = false,
+          py::arg("predictor") = nullptr, py::arg("prefetch") = py::none(),
+          py::arg("planes") = false, py::arg("backend") = "cpu", py::arg("memory") = 0,
+          py::arg("memory_bytes") = 0, py::arg("pool_bytes") = 0,
+          py::arg("device_forecasts") = false)
       .def_property_readonly("layers", [](PyEngine& s) { return s.engine()->geometry().layers; })
       .def_property_readonly("experts_per_layer",
                              [](PyEngine& s) { return s.engine()->geometry().experts_per_layer; })
@@ -333,6 +340,8 @@ void register_engine(py::module_& m) {
       .def_property_readonly("predictor", [](PyEngine& s) { return s.predictor(); })
       .def_property_readonly("foresight_failure",
                              [](PyEngine& s) { return s.engine()->foresight_failure(); })
+      .def_property_readonly("device_forecasts_lack",
+                             [](PyEngine& s) { return s.engine()->device_forecasts_lack(); })
       .def_property_readonly("backend", [](PyEngine& s) { return s.backend()->name(); })
       .def_property_readonly("io", [](PyEngine& s) { return s.backend()->description(); })
       .def(

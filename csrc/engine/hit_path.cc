@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <thread>
 #include <utility>
 
 #include "core/error.h"
@@ -13,7 +14,9 @@
 namespace prophet {
 namespace {
 
-constexpr auto kLook = std::chrono::microseconds(20);  // between two looks at the ring
+// Between two looks at the ring. To sleep takes the processor 15 us and returns 90 us later; what
+// comes sooner is better watched for.
+constexpr auto kWatch = std::chrono::microseconds(20), kLook = std::chrono::microseconds(20);
 
 using MaybeForecaster = std::unique_ptr<DeviceForecaster>;
 
@@ -42,6 +45,7 @@ struct Engine::HitService {
     std::vector<std::int64_t> streams;
   };
   std::deque<Rows> rows;
+  bool watch = false;  // a call was begun or a report read: the next is near
 };
 
 void Engine::HitServiceDelete::operator()(HitService* service) const { delete service; }
@@ -126,6 +130,7 @@ void Engine::forward_by_hits(std::int32_t layer, const LayerBatch& batch) {
     open_or_throw();
     tell_hit_failure();
     const std::uint64_t number = host.begin_launch(batch.captured);
+    hits_->watch = true;
     std::erase_if(hits_->rows, [&](const auto& rows) { return rows.call == number; });  // it failed
     if (host.captured()) {
       hits_->rows.clear();
@@ -269,6 +274,7 @@ bool Engine::serve_reports(Lock& lock) {
     serve_report(lock, *report);
   }
   if (any) caught_up_.notify_all();
+  hits_->watch = hits_->watch || any;
   return any;
 }
 
@@ -277,10 +283,16 @@ void Engine::doze(Lock& lock) {
   HitPathHost& host = hits_->host;
   host.pump();
   if (!host.outstanding() && host.idle() && !mover_.prefetching()) {
-    wake_.wait(lock);
-  } else {
-    wake_.wait_for(lock, kLook);
+    return wake_.wait(lock);
   }
+  if (!std::exchange(hits_->watch, false)) {
+    wake_.wait_for(lock, kLook);
+    return;
+  }
+  lock.unlock();
+  const auto until = std::chrono::steady_clock::now() + kWatch;
+  while (!host.next() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  lock.lock();
 }
 
 void Engine::give_up_hits() {

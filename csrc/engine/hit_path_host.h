@@ -47,7 +47,8 @@ class HitPathHost {
   std::uint64_t begin_launch(bool captured);
   void launch(const HitPathCall& call, CudaFfnCall& experts, void* stream, bool captured);
 
-  std::optional<HitReport> next();  // the oldest that was not consumed
+  // The oldest that was not consumed. Whoever consumes needs no lock for it.
+  std::optional<HitReport> next();
   void consume(const HitReport& report);
   // The device stands in this call; until it is answered.
   void stand(const HitReport& report);
