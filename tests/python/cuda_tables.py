@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-VERSION = 1
+API_VERSION, KERNELS_VERSION = 1, 2
 F32, F16, BF16, INT8, INT4 = range(5)
 ACTIVATIONS = ("silu", "gelu_erf", "gelu_tanh", "relu", "relu2")
 TO_DEVICE, TO_HOST = 1, 2
@@ -83,19 +83,19 @@ class Device:
 
     def __init__(self, library: Path) -> None:
         loaded = ctypes.CDLL(str(library))
-        self._api = self._load(loaded.prophet_cuda_api, _API)
-        self._kernels = self._load(loaded.prophet_cuda_kernels, _KERNELS)
+        self._api = self._load(loaded.prophet_cuda_api, _API, API_VERSION)
+        self._kernels = self._load(loaded.prophet_cuda_kernels, _KERNELS, KERNELS_VERSION)
         self._memory: list[int] = []
         stream = ctypes.c_void_p()
         self.api("stream_create", ctypes.c_int(0), ctypes.byref(stream))
         self.stream = stream
 
     @staticmethod
-    def _load(export: Any, names: str) -> Any:
+    def _load(export: Any, names: str, version: int) -> Any:
         kind = _table(names)
         export.restype = ctypes.POINTER(kind)
         table = export().contents
-        assert (table.version, table.size) == (VERSION, ctypes.sizeof(kind)), "the header has moved on"
+        assert (table.version, table.size) == (version, ctypes.sizeof(kind)), "the header has moved on"
         return table
 
     def api(self, name: str, *arguments: Any) -> None:
