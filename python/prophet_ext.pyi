@@ -34,12 +34,10 @@ class Engine:
         pool: str = "global",
         keep: bool = True,
         # False: every expert is dropped after its use (the on-demand floor).
-        io: str = "auto",
-        # auto | uring | pread: how files are read.
+        io: str = "auto",  # | uring | pread: how files are read
         direct: bool = True,
         # Read past the page cache (O_DIRECT) where the file system allows it.
-        threads: int = 0,
-        # Compute threads; 0: one per core that this process may use.
+        threads: int = 0,  # of compute; 0: one per core that this process may use
         depth: int = 16,
         chunk_bytes: int = 1 << 20,
         timeline: bool = False,
@@ -51,15 +49,13 @@ class Engine:
         # order (confidence | deadline | proximity), discount, fill. None: nothing.
         planes: bool = False,
         # The arena as [slots, ...] arrays, one for each piece, in place of one slot after the other.
-        backend: str = "cpu",
-        # cpu | cuda: where the experts stand and are computed.
+        backend: str = "cpu",  # | cuda: where the experts stand and are computed
         memory: int = 0,
         memory_bytes: int = 0,
         # cuda: device memory for the arena that stays the caller's; 0: an allocation of the engine's.
         pool_bytes: int = 0,
         # cuda: host memory that keeps bytes of files between disk and device; 0: 1 GiB.
-        device_forecasts: bool = False,
-        # cuda: a trained predictor runs on the device where layers are queued there, a launch more each.
+        device_forecasts: bool = False,  # cuda: a trained predictor runs there, a launch more per layer
     ) -> None: ...
     @property
     def layers(self) -> int: ...
