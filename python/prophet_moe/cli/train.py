@@ -189,7 +189,8 @@ def train(
             None if start is None else export.load(find(start)),
         )
     made.training |= {"split": rule.as_dict()} | ({"label": label} if label is not None else {})
-    export.save(made, out, int8)
+    made.int8 = int8
+    export.save(made, out)
     for left in (checkpoint, checkpoint.with_name(checkpoint.name + ".refit")):
         left.unlink(missing_ok=True)
     count, size_on_disk = parameters(made), out.stat().st_size

@@ -11,7 +11,7 @@ A safetensors file. `__metadata__` has
     version  "2"; in "1" no tensor is int8, and `pair`, true or false, stands for pairs 1 or 0
     kind     "bank" (below) or "transformer" (prophet_moe.predict.paper_file)
     prophet  one JSON object: {"geometry": {"model", "layers", "experts", "top_k", "hidden"},
-             "config": {...}, "training": {...}, "calibration": {...}, "scores": {...}}
+             "config": {...}, "training": {...}, "calibration": {...}, "scores": {...}, "int8": bool}
 
 `config` of kind "bank":
 
@@ -135,6 +135,7 @@ class Predictor:
     model: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    int8: bool = False  # matrices are stored as 8-bit integers
 
     @property
     def kind(self) -> str:
@@ -155,14 +156,14 @@ class Predictor:
             )
 
 
-def save(predictor: Predictor, path: Path, int8: bool = False) -> None:
+def save(predictor: Predictor, path: Path) -> None:
     """Writes the file, whole or not at all. The calibration shift is folded into the biases.
 
-    int8: matrices as 8-bit integers, half the size; what they are rounded to is what `load` gives.
+    With `int8` matrices take half the size; what they are rounded to is what `load` gives.
     """
     net, c = predictor.net, predictor.net.config
     tensors = (
-        _bank_tensors(net, predictor.calibration, int8)
+        _bank_tensors(net, predictor.calibration, predictor.int8)
         if isinstance(net, Bank)
         else paper_file.tensors_of(net, predictor.calibration)
     )
@@ -178,10 +179,11 @@ def save(predictor: Predictor, path: Path, int8: bool = False) -> None:
         "training": predictor.training,
         "calibration": {"next_scale": predictor.calibration.next_scale.round(4).tolist()},
         "scores": predictor.scores,
+        "int8": predictor.int8,
     }
     metadata = {"format": FORMAT, "version": VERSION, "kind": predictor.kind, "prophet": json.dumps(about)}
     whole = path.with_name(path.name + ".part")
-    stored = compact.narrow(tensors) if int8 else tensors
+    stored = compact.narrow(tensors) if predictor.int8 else tensors
     arrays = {k: np.ascontiguousarray(v) for k, v in stored.items() if v.size}
     whole.write_bytes(serialize(arrays, metadata))
     os.replace(whole, path)
@@ -218,9 +220,8 @@ def load(path: Path) -> Predictor:
         ) from error
     of_slots = [(float(a), float(b)) for a, b in of_slots]
     net.eval()
-    return Predictor(
-        net, calibration, of_slots, str(geometry.get("model", "")), about["training"], about["scores"]
-    )
+    model, int8 = str(geometry.get("model", "")), bool(about.get("int8", False))
+    return Predictor(net, calibration, of_slots, model, about["training"], about["scores"], int8)
 
 
 def read(path: Path) -> tuple[Arrays, str, dict[str, Any]]:

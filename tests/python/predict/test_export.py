@@ -161,7 +161,10 @@ def test_what_is_saved_is_loaded(net, tmp_path):
 def test_int8_halves_the_file_and_hardly_moves_a_forecast(net, tmp_path):
     made, whole, path = predictor(net), tmp_path / "whole", tmp_path / "int8"
     save(made, whole)
-    save(made, path, int8=True)
+    made.int8 = True
+    save(made, path)
+    assert load(path).int8
+    assert not load(whole).int8
     stored = load_file(path)
     for name, array in load_file(whole).items():
         if array.dtype != np.float16:  # enter.bias takes up what enter.bank is rounded to
@@ -177,14 +180,16 @@ def test_int8_halves_the_file_and_hardly_moves_a_forecast(net, tmp_path):
         made.calibration.next_use(before.use), load(path).calibration.next_use(after.use), atol=0.03
     )
     again = tmp_path / "again"
-    save(load(path), again, int8=True)
+    save(load(path), again)
     for name, array in read(path)[0].items():
         np.testing.assert_allclose(read(again)[0][name], array, rtol=2e-3, atol=2e-5)
 
 
 def test_int8_without_fitting_scales_is_refused(tmp_path):
     path, bad = tmp_path / "p", tmp_path / "bad"
-    save(predictor(bank()), path, int8=True)
+    made = predictor(bank())
+    made.int8 = True
+    save(made, path)
     with safe_open(path, "np") as file:
         metadata = file.metadata()
     tensors = load_file(path)
