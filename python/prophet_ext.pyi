@@ -259,7 +259,22 @@ def make_layer_mlp(
     width: int,
     tensors: Mapping[str, NDArray[Any]],
 ) -> Predictor:
-    """A network per layer, from the arrays of its file (csrc/predict/layer_mlp.h). Raises InvalidArgument."""
+    """A network per layer, from the arrays of its file (csrc/predict/layer_mlp_network.h). Raises
+    InvalidArgument."""
+
+def make_text_predictor(
+    name: str,
+    *,
+    layers: int,
+    experts_per_layer: int,
+    top_k: int,
+    vocabulary: int,
+    embedding: int,
+    width: int,
+    tensors: Mapping[str, NDArray[Any]],
+) -> Predictor:
+    """A network on the text, from the arrays of its file (csrc/predict/text_predictor.h). Raises
+    InvalidArgument."""
 
 class BankPredictor(Predictor):
     """The learned forecaster of prophet_moe.predict.export, from the arrays of its file."""

@@ -2,10 +2,10 @@
 // file.
 #include "predict/layer_mlp.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/arrays.h"
 #include "bindings/parts.h"
 #include "bindings/predictor.h"
 
@@ -13,14 +13,6 @@ namespace py = pybind11;
 
 namespace prophet {
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-std::vector<float> take(const py::dict& tensors, const char* name) {
-  if (!tensors.contains(name)) return {};
-  const auto array = tensors[name].cast<Floats>();
-  return {array.data(), array.data() + array.size()};
-}
 
 std::shared_ptr<PyPredictor> make(const std::string& name, std::int32_t layers,
                                   std::int32_t experts_per_layer, std::int32_t top_k,
@@ -33,11 +25,11 @@ std::shared_ptr<PyPredictor> make(const std::string& name, std::int32_t layers,
   weights->context = context;
   weights->hidden = hidden;
   weights->width = width;
-  weights->affinity = take(tensors, "affinity");
-  weights->enter = take(tensors, "enter.weight");
-  weights->enter_bias = take(tensors, "enter.bias");
-  weights->leave = take(tensors, "leave.weight");
-  weights->leave_bias = take(tensors, "leave.bias");
+  weights->affinity = floats_of(tensors, "affinity");
+  weights->enter = floats_of(tensors, "enter.weight");
+  weights->enter_bias = floats_of(tensors, "enter.bias");
+  weights->leave = floats_of(tensors, "leave.weight");
+  weights->leave_bias = floats_of(tensors, "leave.bias");
   const std::shared_ptr<const LayerMlpWeights> shared = std::move(weights);
   return std::make_shared<PyPredictor>(shared->geometry,
                                        [shared] { return make_layer_mlp(shared); });

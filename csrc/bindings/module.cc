@@ -7,6 +7,7 @@ PYBIND11_MODULE(prophet_ext, m) {
   prophet::register_errors(m);
   prophet::register_predictor(m);
   prophet::register_layer_mlp(m);
+  prophet::register_text_predictor(m);
   prophet::register_engine(m);
   prophet::register_machine(m);
   prophet::register_cuda(m);

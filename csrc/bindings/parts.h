@@ -20,6 +20,7 @@ void register_predictor(pybind11::module_& m);
 void register_sim(pybind11::module_& m);
 void register_systems(pybind11::module_& m);
 void register_transformer(pybind11::module_& m);
+void register_text_predictor(pybind11::module_& m);
 
 // "f32", "f16", "bf16"; throws InvalidArgument naming what it got.
 DType dtype_from_name(const std::string& name);

@@ -22,10 +22,11 @@ py::dict to_dict(const Recipe& recipe) {
   out["predictor"] = recipe.needs.predictor;
   out["trained"] = recipe.needs.trained;
   out["hidden"] = recipe.needs.hidden;
+  out["entering"] = recipe.needs.entering;
+  out["tokens"] = recipe.needs.tokens;
   out["router"] = recipe.needs.router;
   out["gates"] = recipe.needs.gates;
   out["future"] = recipe.needs.future;
-  out["absent"] = recipe.needs.absent;
   out["policy"] = recipe.policy;
   out["keep"] = recipe.keep;
   out["prefetch"] =

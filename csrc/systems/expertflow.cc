@@ -1,6 +1,12 @@
-// ExpertFlow (2024): an encoder and decoder reads the text so far and names, before layer 0, the
-// experts of all layers; slots are dealt out to layers by demand, and what was named and not used
-// goes first.
+// ExpertFlow (2024): a network reads the text so far and names, before layer 0, the experts of all
+// layers: those with a probability above 0.5. They are brought in order of layers; a router that
+// has spoken ends the prefetches of its layer. Slots belong to whichever layers are forecast to
+// need them: what is named counts as touched.
+//
+// The published network is an encoder and decoder over the tokens (T5, 7 MB) that is run anew for
+// every token; here a recurrent one carries a state from token to token, so that a step costs the
+// same however long the text is. Both read token ids alone, and both are trained per model by
+// cross-entropy over all experts of all layers.
 #include "systems/recipes.h"
 
 namespace prophet::systems {
@@ -10,17 +16,15 @@ Recipe expertflow() {
   r.name = "expertflow";
   r.what = "a network on the text names the experts of all layers before the first one runs";
   r.source = "arXiv 2410.17954";
-  r.modelled = "nothing yet";
+  r.modelled =
+      "a network on the token ids, trained here, its threshold, a word on all layers at once";
   r.not_modelled =
-      "the predictor: the runtime shows predictors what routers say, and no text; the token "
+      "its architecture (recurrent here); that what was named and not used goes first; the token "
       "scheduler, which changes batches";
-  r.needs = {
-      .predictor = "text",
-      .trained = true,
-      .absent = "a predictor that reads the text, which this release neither trains nor feeds"};
+  r.needs = {.predictor = "text", .trained = true, .tokens = true};
   r.policy = "lru-foreseen";
   r.prefetch = unchecked(1, kAllLayers, PrefetchRule::Order::deadline);
-  r.widen = 0;
+  r.prefetch.least = 0.5f;
   return r;
 }
 

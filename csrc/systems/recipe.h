@@ -17,15 +17,15 @@ namespace prophet {
 // What a system must be given. Where it is not there, the system is left out by name.
 struct Needs {
   // "": no predictor. "bank" and "layer-mlp" come from a file that `prophet train` wrote for this
-  // system; "emulator" is the simulator's own; others are names of make_predictor.
+  // system, as does "text"; "emulator" is the simulator's own; others are names of make_predictor.
   std::string_view predictor = "";
-  bool trained = false;  // a file
-  bool hidden = false;   // what routers read, of a model or in the trace
-  bool router = false;   // the routers' weights
-  bool gates = false;    // does better with hidden states and the routers' weights, where they are
-  bool future = false;   // only a replay has it
-  // Not empty: what this release cannot give it at all, ending a sentence "NAME needs ...".
-  std::string_view absent = "";
+  bool trained = false;   // a file
+  bool hidden = false;    // what routers read, of a model or in the trace
+  bool entering = false;  // what enters each layer, before its attention; the same
+  bool tokens = false;    // the ids of the tokens fed; the same
+  bool router = false;    // the routers' weights
+  bool gates = false;     // does better with hidden states and the routers' weights, where they are
+  bool future = false;    // only a replay has it
 };
 
 // A part of a system that changes the model's outputs. Off unless asked for by name; a simulation

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import prophet_ext
 from prophet_moe.errors import InvalidArgument
+from prophet_moe.formats.trace import MODELS_OWN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +39,9 @@ class System:
     hidden: bool
     router: bool
     gates: bool
+    entering: bool
+    tokens: bool
     future: bool
-    absent: str
     policy: str | PolicyFactory
     keep: bool
     prefetch: Mapping[str, Any] | None
@@ -103,15 +105,13 @@ def runnable() -> list[str]:
 
 
 def require_runnable(name: str) -> System:
-    """Raises InvalidArgument: an unknown name, one that only a replay can be, one that lacks something."""
+    """Raises InvalidArgument: an unknown name, or one that only a replay can be."""
     system = system_named(name)
     if system.future or system.bound:
         raise InvalidArgument(
             f"{name} knows the future or is a bound: prophet simulate can replay it, a run can be one of "
             f"{', '.join(runnable())}."
         )
-    if system.absent:
-        raise InvalidArgument(f"{name} needs {system.absent}: choose another system.")
     return system
 
 
@@ -124,13 +124,14 @@ def make_predictor(
     share: float,
     file: Path | None = None,
     routers: Mapping[str, NDArray[np.generic]] | None = None,
+    numbering: str = MODELS_OWN,
 ) -> Predictor | None:
     """The system's predictor; None where it has none, or a replay emulates it.
 
     share: of experts that fast memory holds. file: where the system is trained. routers: the keyword
     arguments of prophet_ext.make_predictor, where it reads the routers' weights or does better with them.
-    Raises InvalidArgument,
-    PredictorError: something it needs is not there, or belongs to another geometry.
+    numbering: of the token ids that it will be shown (TraceReader.numbering). Raises InvalidArgument,
+    PredictorError: something it needs is not there, or belongs to another geometry or numbering.
     """
     if not system.predictor or system.emulated:
         return None
@@ -145,9 +146,9 @@ def make_predictor(
 
             made = native(file, share)
         else:
-            from prophet_moe.predict.layer_mlp import native as native_layer_mlp
+            from prophet_moe.predict.rivals import native as native_rival
 
-            made = native_layer_mlp(file)
+            made = native_rival(file, system.name, numbering)
     else:
         if system.router and routers is None:
             raise InvalidArgument(f"{system.name} needs the weights of the model's routers.")

@@ -138,12 +138,13 @@ def predictors_of(files: Sequence[Path]) -> tuple[Path | None, tuple[tuple[str, 
 
     Raises ValueError: two for one system.
     """
-    from prophet_moe.predict.layer_mlp import is_layer_mlp, load
+    from prophet_moe.predict.rivals import load
     from prophet_moe.systems import PROPHET
 
     named: dict[str, Path] = {}
     for file in files:
-        system = load(file).system if is_layer_mlp(file) else PROPHET
+        rival = load(file)
+        system = PROPHET if rival is None else rival.system
         if system in named:
             raise ValueError(f"--predictor names two files for {system}: {named[system]} and {file}.")
         named[system] = file

@@ -19,6 +19,8 @@ Learns from a trace which experts are needed next and when each is used again. S
 training, choices (stopping, calibration) and testing; `prophet score` tells how good it is on the last.
 An interrupted training goes on where it validated last when the same command is given again.
 
+--kind promoe (or another system's name) trains that system's network instead, for prophet simulate and run.
+
 --sweep size=small,large --sweep context=1,2 trains one for every combination and compares them."""
 
 
@@ -214,18 +216,17 @@ def rivals() -> tuple[str, ...]:
     """Systems whose networks are trained here besides Prophet's own."""
     from prophet_moe.systems import SYSTEMS
 
-    return tuple(name for name, system in SYSTEMS.items() if system.predictor == "layer-mlp")
+    return tuple(name for name, system in SYSTEMS.items() if system.predictor in ("layer-mlp", "text"))
 
 
 def _rival(
     trace: Any, system: str, out: Any, steps: int, seed: int, rule: Any, threads: Any, json: bool, quiet: bool
 ) -> None:
-    from dataclasses import replace
     from json import dumps
 
     from prophet_moe.cli.session import set_threads
     from prophet_moe.formats.trace import TraceReader
-    from prophet_moe.predict import layer_mlp
+    from prophet_moe.predict import rivals as networks
 
     if out is None:
         raise ValueError("where should the predictor be written? Name a file with -o.")
@@ -234,8 +235,8 @@ def _rival(
     routes.check_ids()
     split = rule.split(routes)
     with rival_bar(steps, quiet) as on_step:
-        made = layer_mlp.train(routes, split, system, steps=steps, seed=seed, on_step=on_step)
-    layer_mlp.save(replace(made, training={**made.training, "split": rule.as_dict()}), out)
+        made = networks.train(routes, split, system, steps=steps, seed=seed, on_step=on_step)
+    networks.save(made, out, split=rule.as_dict())
     count = sum(array.size for array in made.tensors.values())
     about = {"predictor": str(out), "kind": system, "parameters": count, "bytes": out.stat().st_size,
              **{k: v for k, v in made.training.items() if k != "seen"}}  # fmt: skip

@@ -17,6 +17,7 @@ without `format` is taken for a trace when the arrays are there; labels then com
 prefill before decode; N may be any size, since arrays are mapped and read where they are used.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 PREFILL, DECODE = 0, 1
+MODELS_OWN = "model"
 _ALLOWED = {
     "experts": ("U8", "I16", "U16", "I32"),
     "sequence_start": ("I64",),
@@ -99,10 +101,15 @@ class TraceReader:
         """Whether the optional array `name` (as the module's head spells it) was recorded."""
         return self._name_in_file(name) in self._file.tensors
 
-    @property
-    def local_tokens(self) -> bool:
-        """Whether token ids are places in a list of the trace's own instead of the model's vocabulary."""
-        return self._token_name in self._file.tensors and self._token_name != "token_id"
+    @cached_property
+    def numbering(self) -> str:
+        """What token ids mean: "model", the model's own vocabulary; else they are places in the list of
+        texts beside the trace (token_strings.json), and this is its fingerprint; without one, the path's."""
+        if self._token_name not in self._file.tensors or self._token_name == "token_id":
+            return MODELS_OWN
+        beside = self.path.with_name("token_strings.json")
+        said = beside.read_bytes() if beside.is_file() else str(self.path.resolve()).encode()
+        return hashlib.sha256(said).hexdigest()[:16]
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -1,8 +1,11 @@
 """The networks of rivals: one small MLP per layer that names the experts of a layer some steps ahead.
 
-ProMoE, PreScope, DuoServe-MoE and FloE each train one per layer; they differ in what it reads and how far
-ahead it looks (`KINDS`). csrc/predict/layer_mlp.h has the arithmetic. Trained here by binary cross-entropy
-over all experts of the target layer, the best step kept by the loss on the sequences held for choices.
+ProMoE, PreScope, DuoServe-MoE, FloE and pre-attention prediction each train one per layer; they differ in
+what it reads and how far ahead it looks (`KINDS`). csrc/predict/layer_mlp_network.h has the arithmetic.
+Trained here by binary cross-entropy over all experts of the target layer, the best step kept by the loss on
+the sequences held for choices. The loss of pre-attention prediction minds ranks: cross-entropy weighs the
+heaviest expert 3, the other chosen ones 1.5 and the rest 0.5, and a tenth of a margin loss keeps the least of
+the chosen above each of the rest.
 
 The file is safetensors, float32: `enter.weight` [S, F, D], `enter.bias` [S, D], `leave.weight` [S, D, E],
 `leave.bias` [S, E], perhaps `affinity` [S, E, E], where S = layers - stride; metadata `format`
@@ -13,6 +16,7 @@ The file is safetensors, float32: `enter.weight` [S, F, D], `enter.bias` [S, D],
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,16 +38,25 @@ from .held_out import digests
 FORMAT, VERSION = "prophet-layer-mlp", "1"
 BATCH, WIDTH, RATE, WEIGHT_DECAY = 256, 128, 2e-3, 0.01
 JUDGED = 4096  # tokens of validation
+HEAVIEST, CHOSEN, REST, RANKING, MARGIN = 3.0, 1.5, 0.5, 0.1, 1.0  # of the loss that minds ranks
+EPSILON = 1e-6  # of the norm of what enters a layer
 
 
 @dataclass(frozen=True)
 class Kind:
     """What a system's network reads, and how many layers ahead it looks."""
 
-    stride: int
+    stride: int  # 0: what enters a layer names the experts of that layer
     context: int  # layers of the token's path, the newest included
     affinity: bool
     hidden: bool
+
+    @property
+    def states(self) -> str:
+        """The array of a trace that it reads; "" where it reads none."""
+        if not self.hidden:
+            return ""
+        return "gate_input" if self.stride else "entering"
 
 
 KINDS: Mapping[str, Kind] = {
@@ -51,6 +64,7 @@ KINDS: Mapping[str, Kind] = {
     "prescope": Kind(1, 0, False, True),
     "duoserve": Kind(1, 8, True, False),
     "floe": Kind(1, 1, False, True),
+    "pre-attention": Kind(0, 0, False, True),
 }
 
 
@@ -93,7 +107,8 @@ class _Rows:
     def __init__(self, trace: TraceReader, kind: Kind, affinity: NDArray[np.float32] | None) -> None:
         self.kind, self.affinity = kind, affinity
         self.chosen = trace.map("experts")
-        self.states = trace.map("gate_input") if kind.hidden else None
+        self.states = trace.map(kind.states) if kind.states else None
+        self.gates = trace.map("gate_probs") if trace.has("gate_probs") else None
         self.layers, self.experts = trace.layers, trace.experts_per_layer
 
     def __call__(self, tokens: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,9 +126,21 @@ class _Rows:
             share = ones[:S] / ones[:S].sum(2, keepdim=True)
             parts.append(torch.bmm(share, torch.from_numpy(self.affinity)))
         if self.states is not None:
-            states = torch.from_numpy(np.asarray(self.states[tokens][:, :S], np.float32))
-            parts.append(states.transpose(0, 1))
+            states = torch.from_numpy(np.asarray(self.states[tokens][:, :S], np.float32)).transpose(0, 1)
+            if self.kind.stride == 0:
+                states = states * torch.rsqrt(states.square().mean(2, keepdim=True) + EPSILON)
+            parts.append(states)
         return torch.cat(parts, 2), ones[self.kind.stride :]
+
+    def weights(self, tokens: NDArray[np.int64], y: torch.Tensor) -> torch.Tensor:
+        """[S, n, E] weights of the targets y by rank; without gates, the first named is the heaviest."""
+        ids = np.asarray(self.chosen[tokens], np.int64)
+        if self.gates is None:
+            first = ids[:, :, :1]
+        else:
+            first = np.take_along_axis(ids, np.asarray(self.gates[tokens]).argmax(2, keepdims=True), 2)
+        heaviest = torch.from_numpy(first).transpose(0, 1)[self.kind.stride :]
+        return torch.where(y > 0, CHOSEN, REST).scatter_(2, heaviest, HEAVIEST)
 
 
 def _tokens(trace: TraceReader, sequences: Sequence[int]) -> NDArray[np.int64]:
@@ -153,9 +180,11 @@ def train(
             f"{system!r} has no network per layer: those that have one are {', '.join(KINDS)}."
         )
     kind = KINDS[system]
-    if kind.hidden and not trace.has("gate_input"):
+    if kind.states and not trace.has(kind.states):
+        flag = {"gate_input": "--hidden", "entering": "--entering"}[kind.states]
         raise InvalidArgument(
-            f"{system} reads hidden states, which {trace.path} does not have: record it with --hidden."
+            f"{system} reads hidden states ({kind.states}), which {trace.path} does not have: record it with "
+            f"{flag}."
         )
     if kind.stride >= trace.layers:
         raise InvalidArgument(f"{system} looks {kind.stride} layers ahead: {trace.layers} are too few.")
@@ -186,7 +215,12 @@ def train(
         x, y = rows(some)
         hidden = torch.relu(torch.baddbmm(weights[1], x, weights[0]))
         logits = torch.baddbmm(weights[3], hidden, weights[2])
-        return torch.nn.functional.binary_cross_entropy_with_logits(logits, y)
+        bce = torch.nn.functional.binary_cross_entropy_with_logits
+        if kind.stride > 0:
+            return bce(logits, y)
+        least = logits.masked_fill(y == 0, math.inf).min(2, keepdim=True).values
+        above = torch.relu(MARGIN - least + logits)[y == 0].mean()
+        return bce(logits, y, rows.weights(some, y)) + RANKING * above
 
     best, kept, every = np.inf, [one.detach().clone() for one in weights], max(1, steps // 10)
     for step in range(1, steps + 1):
@@ -235,15 +269,6 @@ def save(made: LayerMlp, path: Path) -> None:
     save_file(dict(made.tensors), path, metadata)
 
 
-def is_layer_mlp(path: Path) -> bool:
-    """Whether the file says it holds one; False where it is no readable safetensors file."""
-    try:
-        with safe_open(path, "np") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
-        return False
-
-
 def load(path: Path) -> LayerMlp:
     """Raises PredictorError: not such a file, or not whole."""
     try:
@@ -263,8 +288,3 @@ def load(path: Path) -> LayerMlp:
             raise
         raise PredictorError(f"{path} is not a whole predictor ({error}): train it again.") from error
     return made
-
-
-def native(path: Path) -> prophet_ext.Predictor:
-    """The runtime's predictor of the file. Raises PredictorError."""
-    return load(path).native()

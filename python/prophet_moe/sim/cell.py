@@ -95,6 +95,7 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         share=cell.slots / geometry.experts_total,
         file=None if cell.predictor is None else Path(cell.predictor),
         routers=None if cell.routers is None else _routers(Path(cell.routers), trace),
+        numbering=trace.numbering,
     )
     options = dict(cell.options)
     moved = system.lossy_bytes if options.pop(LOSSY, 0) else 1.0  # of each expert's bytes

@@ -66,7 +66,14 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     files = dict(sweep.rivals) | ({} if sweep.predictor is None else {PROPHET: sweep.predictor})
     of_trace = fingerprint(sweep.trace)
     _check_serving(sweep)
-    given = (files, trace.has("gate_input") and not sweep.concurrency, sweep.routers is not None)
+    single = not sweep.concurrency  # a pass of several sequences shows the states of one
+    given = (
+        files,
+        trace.has("gate_input") and single,
+        sweep.routers is not None,
+        trace.has("entering") and single,
+        trace.has("token_id"),
+    )
     missing = [why for name in sweep.systems if (why := _left_out(sweep, name, *given))]
     cells = []
     for scale, concurrency, name in itertools.product(
@@ -125,7 +132,18 @@ def _seen(trace: TraceReader, sequences: tuple[int, ...] | None, predictor: Path
 def _left_out(sweep: Sweep, name: str, *given: Any) -> str | None:
     if sweep.concurrency and system_named(name).emulated:
         return f"{name} emulates a predictor for one sequence at a time"
-    return left_out(name, *given)
+    return left_out(name, *given) or _misread(sweep, name)
+
+
+def _misread(sweep: Sweep, name: str) -> str | None:
+    """Why a predictor of the text would misread the token ids of the trace; None where it would not."""
+    if not system_named(name).tokens:
+        return None
+    from prophet_moe.predict.text_network import load
+
+    if load(dict(sweep.rivals)[name]).numbering == TraceReader(sweep.trace).numbering:
+        return None
+    return f"{name} needs a predictor trained on the numbering of tokens that this trace has"
 
 
 def _check_serving(sweep: Sweep) -> None:

@@ -25,18 +25,25 @@ def parse_systems(text: str) -> list[str]:
 
 
 def left_out(
-    name: str, trained: Collection[str] = (), hidden: bool = False, routers: bool = False
+    name: str,
+    trained: Collection[str] = (),
+    hidden: bool = False,
+    routers: bool = False,
+    entering: bool = False,
+    tokens: bool = False,
 ) -> str | None:
     """Why a system cannot be replayed here; None where it can.
 
-    trained: systems for which there is a predictor's file; hidden: the trace has hidden states; routers: the
-    weights of the model's routers are at hand.
+    trained: systems for which there is a predictor's file; hidden, entering, tokens: the trace has what
+    routers read, what enters layers, token ids; routers: the weights of the model's routers are at hand.
     """
     system = system_named(name)
-    if system.absent:
-        return f"{name} needs {system.absent}"
     if system.hidden and not hidden:
         return f"{name} needs hidden states (gate_input), which this trace does not have"
+    if system.entering and not entering:
+        return f"{name} needs states before attention (entering), which this trace does not have"
+    if system.tokens and not tokens:
+        return f"{name} needs token ids (token_id), which this trace does not have"
     if system.router and not routers:
         return f"{name} needs the weights of the model's routers (--routers MODEL)"
     if system.trained and name not in trained:

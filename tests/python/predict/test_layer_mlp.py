@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 from prophet_moe.errors import InvalidArgument
 from prophet_moe.formats.trace import Split, TraceReader, TraceWriter
+from prophet_moe.predict import rivals
 from prophet_moe.predict.export import PredictorError
-from prophet_moe.predict.layer_mlp import KINDS, LayerMlp, follows, is_layer_mlp, load, native, save, train
+from prophet_moe.predict.layer_mlp import KINDS, LayerMlp, _Rows, follows, load, save, train
 
 LAYERS, EXPERTS, TOP_K = 5, 10, 2
 SPLIT = Split((0, 1, 2, 3), (4,), (5,), ())
@@ -98,17 +99,17 @@ def test_affinity_is_counted() -> None:
 def test_a_file_is_the_same_again(trained: LayerMlp, tmp_path: Path) -> None:
     path = tmp_path / "duoserve.safetensors"
     save(trained, path)
-    assert is_layer_mlp(path)
-    again = load(path)
+    again = rivals.load(path)
+    assert isinstance(again, LayerMlp)
     assert again.training == trained.training
     for name, array in trained.tensors.items():
         np.testing.assert_array_equal(again.tensors[name], array)
-    assert native(path).name == "duoserve"
+    assert rivals.native(path, "duoserve").name == "duoserve"
 
 
 def test_files_that_are_none_are_refused(trained: LayerMlp, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
-    assert not is_layer_mlp(tmp_path / "absent")
+    assert rivals.load(tmp_path / "absent") is None
     path.write_bytes(b"nonsense")
     with pytest.raises(PredictorError, match="train it again"):
         load(path)
@@ -154,14 +155,70 @@ def test_hidden_states_are_read_where_a_trace_has_them(tmp_path: Path, system: s
     assert right > 0.95 * 150 * (LAYERS - stride) * TOP_K
 
 
+@pytest.fixture(scope="module")
+def entered(tmp_path_factory: pytest.TempPathFactory) -> TraceReader:
+    """Routes that nothing but what enters the layer foretells: ones at its experts, of any length."""
+    random = np.random.default_rng(1)
+    path = tmp_path_factory.mktemp("entered") / "routes.safetensors"
+    with TraceWriter(
+        path, model="made", layers=LAYERS, experts_per_layer=EXPERTS, top_k=TOP_K, entering=EXPERTS,
+        token_id=False, phase=False,
+    ) as writer:  # fmt: skip
+        for _ in range(6):
+            chosen = random.permuted(np.tile(np.arange(EXPERTS), (150, LAYERS, 1)), axis=2)[..., :TOP_K]
+            states = np.zeros((150, LAYERS, EXPERTS), np.float16)
+            np.put_along_axis(states, chosen, 1, 2)
+            states *= random.uniform(0.1, 90, (150, LAYERS, 1)).astype(np.float16)
+            gates = random.dirichlet(np.ones(TOP_K), (150, LAYERS))
+            writer.append(chosen, gate_probs=gates, entering=states)
+            writer.end_sequence(label="one")
+    return TraceReader(path)
+
+
+def test_before_attention_it_names_the_experts_of_the_same_layer(entered: TraceReader) -> None:
+    made = train(entered, SPLIT, "pre-attention", steps=600, width=24)
+    predictor = made.native()
+    assert (predictor.entering_width, predictor.hidden_width) == (EXPERTS, 0)
+    part, right = entered.sequence(5), 0
+    assert part.entering is not None
+    t = {name: array.astype(np.float64) for name, array in made.tensors.items()}
+    for token, states in zip(np.asarray(part.experts), np.asarray(part.entering, np.float32), strict=True):
+        for layer in range(LAYERS):
+            assert predictor.approach(layer, 1, entering=states[layer])
+            p = predictor.forecast((layer - 1) % LAYERS)[0]
+            x = states[layer] / np.sqrt(np.mean(np.square(states[layer], dtype=np.float64)) + 1e-6)
+            h = np.maximum(x @ t["enter.weight"][layer] + t["enter.bias"][layer], 0)
+            meant = 1 / (1 + np.exp(-(h @ t["leave.weight"][layer] + t["leave.bias"][layer])))
+            assert (np.isclose(p, np.where(meant >= 0.01, meant, 0), atol=1e-5) | (meant < 0.0101)).all()
+            right += len(set(np.argsort(-p)[:TOP_K]) & set(token[layer].tolist()))
+            predictor.observe(layer, token[layer][None].astype(np.int32))
+    assert right > 0.95 * 150 * LAYERS * TOP_K
+
+
+def test_its_loss_minds_ranks(entered: TraceReader) -> None:
+    rows = _Rows(entered, KINDS["pre-attention"], None)
+    some = np.array([3, 700])
+    _, y = rows(some)
+    weights = rows.weights(some, y).numpy()
+    for n, token in enumerate(some):
+        part = entered.slice(token, token + 1)
+        assert part.gate_probs is not None
+        for layer in range(LAYERS):
+            heavy = part.experts[0, layer, part.gate_probs[0, layer].argmax()]
+            for expert in range(EXPERTS):
+                chosen = expert in part.experts[0, layer]
+                assert weights[layer, n, expert] == (3 if expert == heavy else 1.5 if chosen else 0.5)
+
+
 @pytest.mark.parametrize("system", [name for name, kind in KINDS.items() if kind.hidden])
 def test_one_that_reads_hidden_states_says_that_there_are_none(trace: TraceReader, system: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"{system} reads hidden states"):
+    flag = "--hidden" if KINDS[system].stride else "--entering"
+    with pytest.raises(InvalidArgument, match=f"{system} reads hidden states .*{flag}"):
         train(trace, SPLIT, system, steps=1)
 
 
 def test_a_system_without_a_network_is_refused(trace: TraceReader) -> None:
-    with pytest.raises(InvalidArgument, match="promoe, prescope, duoserve, floe"):
+    with pytest.raises(InvalidArgument, match="promoe, prescope, duoserve, floe, pre-attention"):
         train(trace, SPLIT, "lru", steps=1)
 
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 import prophet_ext
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.formats.trace import TraceReader, TraceWriter
+from prophet_moe.formats.trace import Split, TraceReader, TraceWriter
+from prophet_moe.predict import rivals, text_network
 from prophet_moe.predict.shipped import find
 from prophet_moe.sim.cell import INSTANT, run_cell
 from prophet_moe.sim.geometry import Geometry, read_geometry
@@ -70,12 +71,6 @@ def test_a_run_is_no_system_that_knows_the_future() -> None:
     assert bounds(systems_known()) == ["belady", "oracle", "clairvoyant", "resident"]
 
 
-@pytest.mark.parametrize("name", ["expertflow", "pre-attention"])
-def test_a_system_that_cannot_be_given_what_it_needs_says_so(name: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"{name} needs"):
-        require_runnable(name)
-
-
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -84,8 +79,8 @@ def test_a_system_that_cannot_be_given_what_it_needs_says_so(name: str) -> None:
         ("floe", "hidden states"),
         ("fate", "hidden states"),
         ("expertflow-2025", "hidden states"),
-        ("expertflow", "reads the text"),
-        ("pre-attention", "before each attention"),
+        ("expertflow", "token ids"),
+        ("pre-attention", "states before attention"),
         ("duoserve", "--predictor"),
         ("prophet", "--predictor"),
     ],
@@ -97,6 +92,8 @@ def test_what_a_trace_lacks_leaves_a_system_out_by_name(name: str, why: str) -> 
     assert why in said
     assert left_out("duoserve", ["duoserve"]) is None
     assert left_out("promoe", ["promoe"], hidden=True) is None
+    assert left_out("pre-attention", ["pre-attention"], entering=True) is None
+    assert left_out("expertflow", ["expertflow"], tokens=True) is None
     assert "--routers" in (left_out("fate", hidden=True) or "")
     assert left_out("fate", hidden=True, routers=True) is None
 
@@ -128,6 +125,55 @@ def test_what_the_routers_read_is_shown_to_those_who_read_it(write_trace: MakeTr
     first, *others = lines["fate"]["layer_misses"]
     assert sum(others) == 0 < first  # the first layer has none before it
     assert min(lines["lru"]["layer_misses"]) > 0
+
+
+def test_what_is_known_before_a_layer_is_shown_to_those_who_read_it(tmp_path: Path) -> None:
+    """Tokens that name the experts of all layers, and states that name those of their own layer."""
+    random, path = np.random.default_rng(5), tmp_path / "routes.safetensors"
+    L, E, K = MODEL.layers, MODEL.experts_per_layer, MODEL.top_k
+    chosen_by = random.permuted(np.tile(np.arange(E), (40, L, 1)), axis=2)[:, :, :K]
+    with TraceWriter(
+        path, model="m", layers=L, experts_per_layer=E, top_k=K, entering=E, gate_probs=False, phase=False
+    ) as writer:
+        for length in (400, 400, 100, 60):
+            ids = random.integers(0, 40, length)
+            states = np.zeros((length, L, E), np.float16)
+            np.put_along_axis(states, chosen_by[ids], 1, 2)
+            writer.append(chosen_by[ids], token_id=ids, entering=states)
+            writer.end_sequence()
+    trace, split = TraceReader(path), Split((0, 1), (2,), (3,), ())
+    files = {name: tmp_path / name for name in ("expertflow", "pre-attention")}
+    for name, file in files.items():
+        rivals.save(rivals.train(trace, split, name, steps=300, seed=0), file)
+    sweep = Sweep(
+        path, MODEL, CARD, ("50%",), ("lru", *files), rivals=tuple(files.items()), link_scales=(1000.0,)
+    )
+    cells, missing = cells_of(sweep)
+    assert not missing
+    misses = {cell.system: run_cell(replace(cell, sequences=(3,)))["layer_misses"] for cell in cells}
+    for layer in range(L):  # the first one, too
+        for name in files:
+            assert misses[name][layer] < 0.2 * misses["lru"][layer], (name, layer)
+    bare = tmp_path / "bare.safetensors"
+    with TraceWriter(
+        bare, model="m", layers=L, experts_per_layer=E, top_k=K, gate_probs=False, token_id=False, phase=False
+    ) as writer:
+        writer.append(trace.map("experts"))
+        writer.end_sequence()
+    _, missing = cells_of(replace(sweep, trace=bare))
+    assert [why.split()[0] for why in missing] == list(files)
+
+
+def test_ids_of_another_numbering_leave_a_reader_of_text_out(write_trace: MakeTrace, tmp_path: Path) -> None:
+    trace, file = write_trace([40, 30, 30]), tmp_path / "expertflow"
+    made = text_network.train(trace, Split((0,), (1,), (2,), ()), steps=1, embedding=4, width=4)
+    rivals.save(made, file)
+    sweep = Sweep(trace.path, MODEL, CARD, ("50%",), ("expertflow",), rivals=(("expertflow", file),))
+    assert len(cells_of(sweep)[0]) == 1
+    rivals.save(replace(made, numbering="another"), file)
+    assert cells_of(sweep) == (
+        [], ["expertflow needs a predictor trained on the numbering of tokens that this trace has"]
+    )  # fmt: skip
 
 
 def test_predictors_are_made_or_refused_by_name() -> None:
