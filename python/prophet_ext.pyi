@@ -208,6 +208,12 @@ class Predictor:
     @property
     def hidden_width(self) -> int:
         """Width of `hidden` that it makes use of; 0: none."""
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it makes use of `ids`."""
+    @property
+    def entering_width(self) -> int:
+        """Width of `entering` that it makes use of; 0: none."""
     def narrowed(self, most: int) -> Predictor:
         """One like it that forecasts only the `most` likeliest experts of each layer."""
     def joined(self, other: Predictor) -> Predictor:
@@ -222,6 +228,15 @@ class Predictor:
         hidden: NDArray[np.float32] | None = None,
     ) -> None:
         """experts, weights [tokens, top_k]; hidden [hidden_width] of the last token."""
+    def approach(
+        self,
+        layer: int,
+        tokens: int,
+        ids: NDArray[np.int32] | None = None,
+        entering: NDArray[np.float32] | None = None,
+    ) -> bool:
+        """Before the attention of a layer, in a pass of so many tokens: ids [tokens] of layer 0, entering
+        [entering_width] of the last token. Whether `forecast` of the layer before has news."""
     def next_use(self, layer: int) -> NDArray[np.float32] | None:
         """Expected turns until each expert of the layer just observed is used again, [experts]; None: no
         opinion."""
@@ -375,16 +390,21 @@ class Replay:
         next_use: NDArray[np.int64] | None = None,
         batch: int = 1,
         hidden: NDArray[np.floating[Any]] | None = None,
+        ids: NDArray[np.integer[Any]] | None = None,
+        entering: NDArray[np.floating[Any]] | None = None,
     ) -> None:
         """Forward passes of `batch` tokens each: routes [tokens, layers, top_k], gates the same,
         next_use as NextUse.prepend gave it for these routes, hidden [tokens, layers, width] what the
-        routers read. Releases the GIL."""
+        routers read, ids [tokens] fed, entering [tokens, layers, width] what enters the layers. Releases the
+        GIL."""
     def prefill(
         self,
         routes: NDArray[np.integer[Any]],
         gates: NDArray[np.floating[Any]] | None = None,
         next_use: NDArray[np.int64] | None = None,
         hidden: NDArray[np.floating[Any]] | None = None,
+        ids: NDArray[np.integer[Any]] | None = None,
+        entering: NDArray[np.floating[Any]] | None = None,
     ) -> None:
         """One forward pass over all tokens."""
     def packed(
@@ -394,6 +414,7 @@ class Replay:
         gates: NDArray[np.floating[Any]] | None = None,
         next_use: NDArray[np.int64] | None = None,
         streams: NDArray[np.int64] | None = None,
+        ids: NDArray[np.integer[Any]] | None = None,
     ) -> NDArray[np.int64]:
         """Continuous batching: passes [passes, 2] over the rows of `routes` in turn, each of so many tokens
         of which so many are decoded; streams [rows] names the request of each, as Engine.streams. Returns

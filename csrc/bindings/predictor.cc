@@ -64,6 +64,17 @@ void observe(PyPredictor& self, std::int32_t layer, const Ids& experts,
                       hidden ? hidden->data() : nullptr});
 }
 
+// Whether there is news.
+bool approach(PyPredictor& self, std::int32_t layer, std::int32_t tokens,
+              const std::optional<Ids>& ids, const std::optional<Floats>& entering) {
+  const std::int32_t width = self.own().entering_width();
+  if ((ids && ids->size() != tokens) || (entering && entering->size() != width)) {
+    throw InvalidArgument("ids are [tokens], and entering is [" + std::to_string(width) + "]");
+  }
+  return self.own().approach(
+      {layer, tokens, ids ? ids->data() : nullptr, entering ? entering->data() : nullptr});
+}
+
 // None when it has no opinion.
 py::object next_use(PyPredictor& self, std::int32_t layer) {
   py::array_t<float> gaps(self.geometry().experts_per_layer);
@@ -176,6 +187,12 @@ void register_predictor(py::module_& m) {
       .def("reset", [](PyPredictor& self) { self.own().reset(); })
       .def("observe", &observe, py::arg("layer"), py::arg("experts"),
            py::arg("weights") = std::nullopt, py::arg("hidden") = std::nullopt)
+      .def_property_readonly("reads_tokens",
+                             [](PyPredictor& self) { return self.own().reads_tokens(); })
+      .def_property_readonly("entering_width",
+                             [](PyPredictor& self) { return self.own().entering_width(); })
+      .def("approach", &approach, py::arg("layer"), py::arg("tokens"),
+           py::arg("ids") = std::nullopt, py::arg("entering") = std::nullopt)
       .def("next_use", &next_use, py::arg("layer"))
       .def("forecast", &forecast, py::arg("layer"));
   m.def("make_predictor", &make_by_name, py::arg("name"), py::kw_only(), py::arg("layers"),

@@ -39,6 +39,8 @@ struct PyChunk {
   std::optional<Next> next;
   std::optional<Gates> hidden;
   std::optional<Next> streams = {};
+  std::optional<Routes> ids = {};
+  std::optional<Gates> entering = {};
 
   Replay::Chunk chunk() const {
     Replay::Chunk out;
@@ -47,6 +49,8 @@ struct PyChunk {
     if (next) out.next = span_of(*next);
     if (hidden) out.hidden = span_of(*hidden);
     if (streams) out.streams = span_of(*streams);
+    if (ids) out.ids = span_of(*ids);
+    if (entering) out.entering = span_of(*entering);
     return out;
   }
 };
@@ -151,31 +155,37 @@ void register_sim(py::module_& m) {
       .def(
           "decode",
           [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,
-             std::int32_t batch, std::optional<Gates> hidden) {
-            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next),
-                                std::move(hidden)};
+             std::int32_t batch, std::optional<Gates> hidden, std::optional<Routes> ids,
+             std::optional<Gates> entering) {
+            const PyChunk chunk{
+                std::move(routes), std::move(gates),   std::move(next), std::move(hidden), {},
+                std::move(ids),    std::move(entering)};
             const Replay::Chunk spans = chunk.chunk();
             py::gil_scoped_release free;
             self.decode(spans, batch);
           },
           py::arg("routes"), py::arg("gates") = py::none(), py::arg("next_use") = py::none(),
-          py::arg("batch") = 1, py::arg("hidden") = py::none())
+          py::arg("batch") = 1, py::arg("hidden") = py::none(), py::arg("ids") = py::none(),
+          py::arg("entering") = py::none())
       .def(
           "prefill",
           [](Replay& self, Routes routes, std::optional<Gates> gates, std::optional<Next> next,
-             std::optional<Gates> hidden) {
-            const PyChunk chunk{std::move(routes), std::move(gates), std::move(next),
-                                std::move(hidden)};
+             std::optional<Gates> hidden, std::optional<Routes> ids,
+             std::optional<Gates> entering) {
+            const PyChunk chunk{
+                std::move(routes), std::move(gates),   std::move(next), std::move(hidden), {},
+                std::move(ids),    std::move(entering)};
             const Replay::Chunk spans = chunk.chunk();
             py::gil_scoped_release free;
             self.prefill(spans);
           },
           py::arg("routes"), py::arg("gates") = py::none(), py::arg("next_use") = py::none(),
-          py::arg("hidden") = py::none())
+          py::arg("hidden") = py::none(), py::arg("ids") = py::none(),
+          py::arg("entering") = py::none())
       .def(
           "packed",
           [](Replay& self, Routes routes, const Routes& passes, std::optional<Gates> gates,
-             std::optional<Next> next, std::optional<Next> streams) {
+             std::optional<Next> next, std::optional<Next> streams, std::optional<Routes> ids) {
             if (passes.ndim() != 2 || passes.shape(1) != 2) {
               throw InvalidArgument("passes are [passes, 2]: tokens, and how many are decoded");
             }
@@ -183,8 +193,8 @@ void register_sim(py::module_& m) {
             for (const std::int32_t* at = passes.data(); at < passes.data() + passes.size();
                  at += 2)
               list.push_back({at[0], at[1]});
-            const PyChunk chunk{
-                std::move(routes), std::move(gates), std::move(next), {}, std::move(streams)};
+            const PyChunk chunk{std::move(routes),  std::move(gates), std::move(next), {},
+                                std::move(streams), std::move(ids)};
             const Replay::Chunk spans = chunk.chunk();
             std::vector<Nanos> ends;
             {
@@ -194,7 +204,8 @@ void register_sim(py::module_& m) {
             return Next(static_cast<py::ssize_t>(ends.size()), ends.data());
           },
           py::arg("routes"), py::arg("passes"), py::arg("gates") = py::none(),
-          py::arg("next_use") = py::none(), py::arg("streams") = py::none())
+          py::arg("next_use") = py::none(), py::arg("streams") = py::none(),
+          py::arg("ids") = py::none())
       .def("restart", &Replay::restart)
       .def_property_readonly("rooms", &Replay::rooms)
       .def("result", [](const Replay& self) { return to_dict(self.result()); });

@@ -164,6 +164,11 @@ class Engine {
   // does not get to see them.
   void observe(Glimpse glimpse, std::size_t hidden_width = 0);
 
+  // What is known before a layer runs: called before its attention, in the order of layers.
+  // `approach.entering`, when given, holds `entering_width` numbers; a predictor made for another
+  // width does not get to see them. Costs nothing where the predictor reads none of it.
+  void approach(Approach approach, std::size_t entering_width = 0);
+
   // Which sequence each row of the coming layer steps belongs to, until it is called again; empty:
   // all to one. Steps with another number of rows go without. Called by the thread that calls
   // forward and observe, between passes.

@@ -46,16 +46,51 @@ Foresight::~Foresight() {
   if (worker_.joinable()) worker_.join();
 }
 
+Foresight::Seen Foresight::room(Lock& lock) {
+  const std::size_t most = 4 * std::size_t(geometry_.layers);
+  done_.wait(lock, [&] { return queue_.size() < most; });
+  if (spare_.empty()) return {};
+  Seen seen = std::move(spare_.back());
+  spare_.pop_back();
+  return seen;
+}
+
+void Foresight::enqueue(Lock& lock, Seen seen) {
+  queue_.push_back(std::move(seen));
+  if (worker_.joinable()) {
+    posted_.notify_one();
+    return;
+  }
+  const Seen next = std::move(queue_.front());
+  queue_.pop_front();
+  lock.unlock();
+  look(next);
+}
+
+void Foresight::post(const Approach& approach, std::int64_t tick) {
+  Lock lock(mutex_);
+  if (!failure_.empty()) return;
+  Seen seen = room(lock);
+  seen.tick = tick;
+  seen.layer = approach.layer;
+  seen.tokens = approach.tokens;
+  seen.before = true;
+  seen.has_ids = approach.ids != nullptr;
+  if (seen.has_ids) seen.experts.assign(approach.ids, approach.ids + approach.tokens);
+  seen.has_hidden = approach.entering != nullptr;
+  if (seen.has_hidden) {
+    seen.hidden.assign(approach.entering, approach.entering + entering_width());
+  }
+  seen.has_streams = approach.streams != nullptr;
+  if (seen.has_streams) seen.streams.assign(approach.streams, approach.streams + approach.tokens);
+  enqueue(lock, std::move(seen));
+}
+
 void Foresight::post(const Glimpse& glimpse, std::int64_t tick) {
   Lock lock(mutex_);
   if (!failure_.empty()) return;
-  const std::size_t most = 2 * std::size_t(geometry_.layers);
-  done_.wait(lock, [&] { return queue_.size() < most; });
-  Seen seen{};
-  if (!spare_.empty()) {
-    seen = std::move(spare_.back());
-    spare_.pop_back();
-  }
+  Seen seen = room(lock);
+  seen.before = false;
   const std::size_t pairs = std::size_t(glimpse.tokens) * glimpse.top_k;
   seen.tick = tick;
   seen.layer = glimpse.layer;
@@ -74,15 +109,7 @@ void Foresight::post(const Glimpse& glimpse, std::int64_t tick) {
   if (seen.has_hidden) {
     seen.hidden.assign(glimpse.hidden, glimpse.hidden + std::size_t(glimpse.hidden_rows) * width);
   }
-  queue_.push_back(std::move(seen));
-  if (worker_.joinable()) {
-    posted_.notify_one();
-  } else {
-    const Seen next = std::move(queue_.front());
-    queue_.pop_front();
-    lock.unlock();
-    observe(next);
-  }
+  enqueue(lock, std::move(seen));
 }
 
 void Foresight::work() {
@@ -101,11 +128,46 @@ void Foresight::serve(Lock& lock) {
   queue_.pop_front();
   busy_ = true;
   lock.unlock();
-  observe(next);
+  look(next);
   lock.lock();
   busy_ = false;
   spare_.push_back(std::move(next));
   done_.notify_all();
+}
+
+void Foresight::look(const Seen& seen) { seen.before ? approach(seen) : observe(seen); }
+
+void Foresight::approach(const Seen& seen) {
+  const Nanos begin = thread_time();
+  std::string failure;
+  Word word{seen.tick, {}};
+  try {
+    const bool news =
+        predictor_->approach({seen.layer, seen.tokens, seen.has_ids ? seen.experts.data() : nullptr,
+                              seen.has_hidden ? seen.hidden.data() : nullptr,
+                              seen.has_streams ? seen.streams.data() : nullptr});
+    if (news && ahead_) {
+      predictor_->forecast((seen.layer + geometry_.layers - 1) % geometry_.layers, word.forecasts);
+    }
+  } catch (const std::exception& error) {
+    failure = error.what();
+  }
+  const Nanos spent = thread_time() - begin;
+  Lock lock(mutex_);
+  time_ += spent;
+  if (!failure.empty()) {
+    failure_ = failure;
+    queue_.clear();
+    fresh_.clear();
+    return;
+  }
+  say(std::move(word));
+}
+
+void Foresight::say(Word word) {
+  if (word.forecasts.empty() || !trusted_) return;
+  words_.push_back(std::move(word));
+  news_.store(true, std::memory_order_release);
 }
 
 void Foresight::observe(const Seen& seen) {
@@ -144,9 +206,7 @@ void Foresight::observe(const Seen& seen) {
     return;
   }
   if (told) fresh_.push_back(seen.layer);
-  if (word.forecasts.empty() || !trusted_) return;
-  words_.push_back(std::move(word));
-  news_.store(true, std::memory_order_release);
+  say(std::move(word));
 }
 
 bool Foresight::take(std::vector<Word>& words) {

@@ -44,7 +44,11 @@ class Foresight {
   // layers are queued.
   void post(const Glimpse& glimpse, std::int64_t tick = 0);
 
-  // What was forecast after one layer step.
+  // The same of what is known before the layer step after number `tick`. What it makes the
+  // predictor say replaces, of the layers that it speaks of, what was said before.
+  void post(const Approach& approach, std::int64_t tick = 0);
+
+  // What was forecast after one layer step, or before the next one.
   struct Word {
     std::int64_t tick = 0;
     std::vector<Forecast> forecasts;
@@ -62,6 +66,8 @@ class Foresight {
   void idle(const std::function<void()>& use);
 
   std::string name() const { return predictor_->name(); }
+  bool reads_tokens() const { return predictor_->reads_tokens(); }
+  std::size_t entering_width() const { return std::size_t(predictor_->entering_width()); }
   std::size_t hidden_width() const { return std::size_t(predictor_->hidden_width()); }
   std::string failure() const;         // why it was switched off; empty while it works
   std::uint64_t observations() const;  // layer steps seen
@@ -72,10 +78,10 @@ class Foresight {
   struct Seen {
     std::int64_t tick;
     std::int32_t layer, tokens, top_k;
-    std::vector<std::int32_t> experts;
+    std::vector<std::int32_t> experts;  // of an approach: token ids
     std::vector<float> weights, hidden, told;
     std::vector<std::int64_t> streams;
-    bool has_weights, has_hidden, has_streams, has_told;
+    bool before, has_ids, has_weights, has_hidden, has_streams, has_told;
     std::int32_t hidden_rows;
   };
   using Lock = std::unique_lock<std::mutex>;
@@ -83,7 +89,12 @@ class Foresight {
   void work();
   void serve(Lock& lock);
   void catch_up(Lock& lock);
+  Seen room(Lock& lock);
+  void enqueue(Lock& lock, Seen seen);
+  void look(const Seen& seen);
   void observe(const Seen& seen);
+  void approach(const Seen& seen);
+  void say(Word word);  // under the lock
 
   const std::unique_ptr<Predictor> predictor_;
   const std::size_t told_;  // numbers of Glimpse::told

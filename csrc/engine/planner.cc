@@ -51,12 +51,14 @@ void Planner::weigh() {
 }
 
 void Planner::heard(std::int64_t tick, std::span<const Forecast> forecasts) {
+  ++heard_;
   for (const Forecast& forecast : forecasts) {
     if (!geometry_.contains(forecast.key) || forecast.horizon < 1) continue;
     Word& word = words_[forecast.key.layer];
     if (word.tick > tick) continue;
-    if (word.tick < tick) {
+    if (word.tick < tick || word.number != heard_) {
       word.tick = tick;
+      word.number = heard_;
       word.forecasts.clear();
     }
     word.forecasts.push_back(forecast);

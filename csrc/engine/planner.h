@@ -55,7 +55,8 @@ class Planner {
 
  private:
   struct Word {
-    std::int64_t tick = -1;  // when it was said; -1: nothing was
+    std::int64_t tick = -1;   // when it was said; -1: nothing was
+    std::int64_t number = 0;  // of what was heard: the later replaces the earlier of one tick
     std::vector<Forecast> forecasts;
   };
   struct Trust {
@@ -68,7 +69,7 @@ class Planner {
   const PrefetchRule rule_;
   const double chunk_;
   const std::unique_ptr<PrefetchPolicy> policy_;
-  std::int64_t ticks_ = 0;
+  std::int64_t ticks_ = 0, heard_ = 0;
   std::vector<Word> words_;   // [layers]
   std::vector<Trust> trust_;  // [layers]
   std::vector<Forecast> candidates_;

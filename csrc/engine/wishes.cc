@@ -73,6 +73,25 @@ void Engine::observe(Glimpse glimpse, std::size_t hidden_width) {
   hear(glimpse, hidden_width);
 }
 
+void Engine::approach(Approach approach, std::size_t entering_width) {
+  if (!foresight_) return;
+  if (!geometry().contains({approach.layer, 0})) {
+    throw InvalidArgument("there is no MoE layer " + std::to_string(approach.layer));
+  }
+  if (!foresight_->reads_tokens()) approach.ids = nullptr;
+  if (entering_width == 0 || entering_width != foresight_->entering_width()) {
+    approach.entering = nullptr;
+  }
+  if (!approach.ids && !approach.entering) return;
+  if (streams_.size() == std::size_t(approach.tokens)) approach.streams = streams_.data();
+  std::int64_t tick = 0;
+  if (planner_) {
+    Lock lock(mutex_);
+    tick = ticks_;
+  }
+  foresight_->post(approach, tick);
+}
+
 void Engine::hear(Glimpse glimpse, std::size_t hidden_width) {
   if (!foresight_) return;
   if (hidden_width != foresight_->hidden_width()) glimpse.hidden = nullptr;

@@ -210,6 +210,7 @@ void Replay::pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens) {
   compute(options_.times.pass);
   for (std::int32_t layer = 0; layer < g.layers; ++layer) {
     const std::size_t begin = first * row + std::size_t(layer) * g.top_k;
+    if (options_.predictor) approach(chunk, layer, first, tokens);
     compute(options_.times.layer + tokens * options_.times.layer_token);
     count(chunk, begin, tokens);
     engine_->step(layer, tokens, counts_);
@@ -238,6 +239,18 @@ void Replay::count(const Chunk& chunk, std::size_t begin, std::int32_t tokens) {
       if (id >= 0 && id < g.experts_per_layer) ++counts_[id];  // the cutter refuses others
     }
   }
+}
+
+void Replay::approach(const Chunk& chunk, std::int32_t layer, std::int32_t first,
+                      std::int32_t tokens) {
+  const std::size_t layers = options_.geometry.layers, k = options_.geometry.top_k;
+  Approach approach{layer, tokens};
+  if (layer == 0 && !chunk.ids.empty()) approach.ids = chunk.ids.data() + first;
+  const std::size_t width = chunk.entering.size() / (chunk.routes.size() / k);
+  if (width > 0) {
+    approach.entering = chunk.entering.data() + ((first + tokens - 1) * layers + layer) * width;
+  }
+  engine_->approach(approach, width);
 }
 
 void Replay::observe(const Chunk& chunk, std::int32_t layer, std::int32_t first,
@@ -281,7 +294,17 @@ std::int32_t Replay::begin(const Chunk& chunk) {
         "hidden states are [tokens, layers, width], but " + std::to_string(chunk.hidden.size()) +
         " numbers are not one row for each of " + std::to_string(read) + " routers");
   }
+  if (read == 0 ? !chunk.entering.empty() : chunk.entering.size() % read != 0) {
+    throw InvalidArgument("what enters layers is [tokens, layers, width], but " +
+                          std::to_string(chunk.entering.size()) +
+                          " numbers are not one row for each of " + std::to_string(read) +
+                          " layers");
+  }
   const std::size_t tokens = chunk.routes.size() / row;
+  if (!chunk.ids.empty() && chunk.ids.size() != tokens) {
+    throw InvalidArgument("each of " + std::to_string(tokens) + " tokens has an id, but " +
+                          std::to_string(chunk.ids.size()) + " are given");
+  }
   if (!chunk.streams.empty() && chunk.streams.size() != tokens) {
     throw InvalidArgument("each of " + std::to_string(tokens) + " tokens is of one request, but " +
                           std::to_string(chunk.streams.size()) + " are named");

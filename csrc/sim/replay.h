@@ -88,6 +88,8 @@ class Replay {
     std::span<const std::int64_t> next;
     std::span<const float> hidden = {};
     std::span<const std::int64_t> streams = {};
+    std::span<const std::int32_t> ids = {};  // [tokens] fed, or empty
+    std::span<const float> entering = {};    // [tokens, layers, width] what enters layers, or empty
   };
   // Decodes: forward passes of `batch` tokens each (of as many sequences), the last of what is
   // left.
@@ -117,6 +119,7 @@ class Replay {
   std::int32_t begin(const Chunk& chunk);  // its tokens
   void pass(const Chunk& chunk, std::int32_t first, std::int32_t tokens);
   void count(const Chunk& chunk, std::size_t begin, std::int32_t tokens);
+  void approach(const Chunk& chunk, std::int32_t layer, std::int32_t first, std::int32_t tokens);
   void observe(const Chunk& chunk, std::int32_t layer, std::int32_t first, std::int32_t tokens);
   void serve(std::int32_t layer, const Wave& wave, std::span<const std::int64_t> next);
   void compute(Nanos time);

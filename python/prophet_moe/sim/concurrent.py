@@ -94,6 +94,8 @@ def serve(
     pieces = list(_pieces(steps))
     experts = trace.map("experts")
     gates = trace.map("gate_probs") if predictor is not None and trace.has("gate_probs") else None
+    reads = predictor is not None and predictor.reads_tokens and trace.has("token_id")
+    tokens = trace.map("token_id") if reads else None
     future = _future(trace, pieces, core.rooms) if policy == CLAIRVOYANT else None
     ends: list[NDArray[np.int64]] = []
     union = 0
@@ -101,7 +103,8 @@ def serve(
         routes = np.asarray(experts[piece.rows], np.int32)
         shown = None if gates is None else np.asarray(gates[piece.rows], np.float32)
         following = None if future is None else future.pop()
-        ends.append(core.packed(routes, piece.passes, shown, following, piece.requests))
+        fed = None if tokens is None else np.asarray(tokens[piece.rows], np.int32)
+        ends.append(core.packed(routes, piece.passes, shown, following, piece.requests, fed))
         union += distinct(routes, piece.passes[:, 0], trace.experts_per_layer)
         if progress is not None:
             progress(len(piece.rows))

@@ -116,8 +116,8 @@ def replay(
     its use; policy: one of prophet_ext.eviction_policies(), one in Python (prophet_ext.Replay), or "belady",
     which knows the future of the trace. emulate: a predictor of so much recall, so many layers ahead (0: to
     the end of the token), in place of a real one. clairvoyant: times are those of the bound of
-    csrc/sim/clairvoyant.h. A predictor that reads hidden states of the trace's width is shown those that the
-    trace has. progress is told how
+    csrc/sim/clairvoyant.h. A predictor that reads token ids, or hidden states of the trace's width, is shown
+    those that the trace has. progress is told how
     many tokens have been served since the last time; watch, at the end of each sequence, its number and what
     prophet_ext.Replay.result() says by then. Raises InvalidArgument: slots, policy, pool or a machine that
     cannot be, sequences that do not exist, ids out of range.
@@ -130,7 +130,9 @@ def replay(
         clairvoyant=clairvoyant,
     )  # fmt: skip
     order = range(trace.sequences) if sequences is None else sequences
-    width = _hidden_width(trace, predictor)
+    read = 0 if predictor is None else _width(trace, "gate_input", predictor.hidden_width)
+    entered = 0 if predictor is None else _width(trace, "entering", predictor.entering_width)
+    width = read + entered
     most = min(PIECE, HIDDEN_BYTES // (4 * trace.layers * width)) if width else PIECE
     future = _Future(trace, order, core.rooms, most) if policy == CLAIRVOYANT else None
     started = False
@@ -141,8 +143,14 @@ def replay(
         part = trace.slice(piece.first, piece.last)
         gates = None if predictor is None or part.gate_probs is None else part.gate_probs.astype(np.float32)
         following = None if future is None else future.next()
-        hidden = part.gate_input.astype(np.float32) if width and part.gate_input is not None else None
-        (core.decode if piece.decode else core.prefill)(part.experts, gates, following, hidden=hidden)
+        (core.decode if piece.decode else core.prefill)(
+            part.experts,
+            gates,
+            following,
+            hidden=part.gate_input.astype(np.float32) if read and part.gate_input is not None else None,
+            ids=part.token_id if predictor is not None and predictor.reads_tokens else None,
+            entering=part.entering.astype(np.float32) if entered and part.entering is not None else None,
+        )
         if progress is not None:
             progress(piece.last - piece.first)
         if watch is not None and piece.closes:
@@ -219,12 +227,9 @@ def run_report(
     )
 
 
-def _hidden_width(trace: TraceReader, predictor: Predictor | None) -> int:
-    """Of the hidden states that the trace has and the predictor reads; 0: none."""
-    if predictor is None or not predictor.hidden_width or not trace.has("gate_input"):
-        return 0
-    width = trace.arrays["gate_input"][1][-1]
-    return width if width == predictor.hidden_width else 0
+def _width(trace: TraceReader, name: str, wanted: int) -> int:
+    """Of the states of this name, where the trace has them as wide as the predictor reads; else 0."""
+    return wanted if wanted and trace.has(name) and trace.arrays[name][1][-1] == wanted else 0
 
 
 def _pieces(trace: TraceReader, order: Sequence[int], most: int, backward: bool = False) -> Iterator[_Piece]:

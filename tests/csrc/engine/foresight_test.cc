@@ -72,6 +72,83 @@ TEST(Foresight, TellsThePolicyWhatWasPostedBeforeItSettles) {
   }
 }
 
+// Notes in which order it hears of layers, and what it is told before they run.
+class Early final : public Predictor {
+ public:
+  struct Notes {
+    std::vector<std::pair<char, std::int32_t>> calls;  // 'a'pproach, 'o'bserve, 'f'orecast
+    std::vector<std::int32_t> ids;
+    std::vector<float> entering;
+  };
+  explicit Early(std::shared_ptr<Notes> notes, std::int32_t fail_at = -1)
+      : notes_(std::move(notes)), fail_at_(fail_at) {}
+  std::string name() const override { return "early"; }
+  bool reads_tokens() const override { return true; }
+  std::int32_t entering_width() const override { return 2; }
+  void reset() override {}
+  void observe(const Glimpse& glimpse) override { notes_->calls.emplace_back('o', glimpse.layer); }
+  bool approach(const Approach& approach) override {
+    if (approach.layer == fail_at_) throw std::runtime_error("out of ideas");
+    notes_->calls.emplace_back('a', approach.layer);
+    if (approach.ids) notes_->ids.assign(approach.ids, approach.ids + approach.tokens);
+    if (approach.entering) notes_->entering.assign(approach.entering, approach.entering + 2);
+    return approach.layer != 1;
+  }
+  void forecast(std::int32_t layer, std::vector<Forecast>& out) override {
+    notes_->calls.emplace_back('f', layer);
+    out.push_back({{(layer + 1) % 3, 4}, .5f, 1});
+  }
+
+ private:
+  std::shared_ptr<Notes> notes_;
+  std::int32_t fail_at_;
+};
+
+TEST(Foresight, ApproachesAndGlimpsesKeepTheirOrder) {
+  for (bool threaded : {false, true}) {
+    auto notes = std::make_shared<Early::Notes>();
+    Foresight foresight(std::make_unique<Early>(notes), kGeometry, threaded, true);
+    Told policy;
+    const std::int32_t experts[] = {1, 2}, ids[] = {7, -1};
+    const float entering[] = {.5f, 2};
+    for (std::int32_t layer = 0; layer < 3; ++layer) {
+      foresight.post(Approach{layer, 2, layer == 0 ? ids : nullptr, entering}, layer);
+      foresight.post(Glimpse{layer, 1, 2, experts}, layer + 1);
+    }
+    foresight.settle(policy);
+    const std::vector<std::pair<char, std::int32_t>> meant = {
+        {'a', 0}, {'f', 2}, {'o', 0}, {'f', 0},  // the layer before the first is the last one
+        {'a', 1}, {'o', 1}, {'f', 1},            // no news
+        {'a', 2}, {'f', 1}, {'o', 2}, {'f', 2}};
+    EXPECT_EQ(notes->calls, meant);
+    EXPECT_EQ(notes->ids, (std::vector<std::int32_t>{7, -1}));
+    EXPECT_EQ(notes->entering, (std::vector<float>{.5f, 2}));
+    std::vector<Foresight::Word> words;
+    ASSERT_TRUE(foresight.take(words));
+    std::vector<std::int64_t> ticks;
+    for (const Foresight::Word& word : words) ticks.push_back(word.tick);
+    EXPECT_EQ(ticks, (std::vector<std::int64_t>{0, 1, 2, 2, 3}));
+    EXPECT_EQ(foresight.observations(), 3u);
+  }
+}
+
+TEST(Foresight, OneThatFailsBeforeALayerIsSwitchedOff) {
+  for (bool threaded : {false, true}) {
+    auto notes = std::make_shared<Early::Notes>();
+    Foresight foresight(std::make_unique<Early>(notes, 1), kGeometry, threaded, true);
+    Told policy;
+    const std::int32_t experts[] = {1, 2};
+    const float entering[] = {.5f, 2};
+    for (std::int32_t layer = 0; layer < 3; ++layer) {
+      foresight.post(Approach{layer, 1, nullptr, entering}, layer);
+      foresight.post(Glimpse{layer, 1, 2, experts}, layer + 1);
+      foresight.settle(policy);
+    }
+    EXPECT_EQ(foresight.failure(), "out of ideas");
+    EXPECT_EQ(foresight.observations(), 1u);
+  }
+}
+
 // Notes which streams it was shown.
 class StreamNotes final : public Predictor {
  public:

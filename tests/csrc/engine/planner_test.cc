@@ -70,6 +70,15 @@ TEST(Planner, TheNewestWordOnALayerReplacesTheOlder) {
   EXPECT_EQ(bench.keys(), (std::vector<ExpertKey>{{3, 1}, {2, 5}}));
 }
 
+// Before a layer runs something is said of it once more, in the same step.
+TEST(Planner, OfTwoWordsOfOneStepTheLaterStands) {
+  Bench bench(rule_of(4));
+  bench.planner.tick();
+  bench.say({{{2, 1}, .9f, 1}, {{3, 1}, .8f, 2}});
+  bench.say({{{2, 5}, .7f, 1}, {{2, 6}, .6f, 1}});
+  EXPECT_EQ(bench.keys(), (std::vector<ExpertKey>{{3, 1}, {2, 5}, {2, 6}}));
+}
+
 TEST(Planner, WhatHasRunIsForgotten) {
   Bench bench(rule_of(4));
   bench.planner.tick();

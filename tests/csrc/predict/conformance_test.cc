@@ -21,6 +21,7 @@
 #include "predict/predictor_registry.h"
 #include "predict/small_bank.h"
 #include "predict/small_transformer.h"
+#include "predict/text_predictor.h"
 
 namespace prophet {
 namespace {
@@ -72,7 +73,44 @@ std::unique_ptr<Predictor> make_transformer(TransformerConfig config) {
       std::make_shared<const TransformerNetwork>(config, small_transformer::weights(config)));
 }
 
+// Reads what enters a layer.
+std::unique_ptr<Predictor> make_before_attention() {
+  small_bank::Random random;
+  auto w = std::make_shared<LayerMlpWeights>();
+  w->geometry = kGeometry;
+  w->name = "pre-attention";
+  w->stride = 0;
+  w->hidden = kHidden;
+  w->width = 6;
+  w->enter = random.floats(kLayers * kHidden * 6, 1);
+  w->enter_bias = random.floats(kLayers * 6, 1);
+  w->leave = random.floats(kLayers * 6 * kExperts, 1);
+  w->leave_bias = random.floats(kLayers * kExperts, 1);
+  return make_layer_mlp(std::move(w));
+}
+
+// Reads the tokens fed.
+std::unique_ptr<Predictor> make_text() {
+  small_bank::Random random;
+  auto w = std::make_shared<TextWeights>();
+  w->geometry = kGeometry;
+  w->name = "text";
+  w->vocabulary = 20;
+  w->embedding = 5;
+  w->width = 6;
+  w->embed = random.floats(21 * 5, 1);
+  w->input = random.floats(5 * 18, 1);
+  w->input_bias = random.floats(18, 1);
+  w->recur = random.floats(6 * 18, 1);
+  w->recur_bias = random.floats(18, 1);
+  w->leave = random.floats(11 * kLayers * kExperts, 1);
+  w->leave_bias = random.floats(kLayers * kExperts, 1);
+  return make_text_predictor(std::move(w));
+}
+
 const std::vector<Enrolled> kEnrolled = {
+    {"pre-attention", make_before_attention},
+    {"text", make_text},
     {"transformer", [] { return make_transformer(small_transformer::config()); }},
     {"transformer",  // of routing alone
      [] {
@@ -98,8 +136,9 @@ const std::vector<Enrolled> kEnrolled = {
 };
 
 struct Turn {
+  std::int32_t token = 0;
   std::vector<std::int32_t> experts;
-  std::vector<float> weights, hidden;
+  std::vector<float> weights, hidden, entering;
 };
 using Trace = std::vector<Turn>;  // [tokens * layers], forward order
 
@@ -113,22 +152,28 @@ Trace make_trace(std::int32_t tokens, std::uint32_t seed) {
     turn.experts.assign(chosen.begin(), chosen.end());
     for (int k = 0; k < kTopK; ++k) turn.weights.push_back(real(random));
     for (int h = 0; h < kHidden; ++h) turn.hidden.push_back(real(random) - .5f);
+    for (int h = 0; h < kHidden; ++h) turn.entering.push_back(real(random) - .5f);
+    turn.token = std::int32_t(random() % 24);
   }
   return trace;
 }
 
-// All that a predictor says after one step.
+bool same(const std::vector<Forecast>& a, const std::vector<Forecast>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Forecast& one, const Forecast& two) {
+                      return one.key == two.key && one.p == two.p && one.horizon == two.horizon;
+                    });
+}
+
+// All that a predictor says before and after one step.
 struct Said {
   bool told = false;
   std::vector<float> gaps = std::vector<float>(kExperts, -1);
-  std::vector<Forecast> forecasts;
+  std::vector<Forecast> before, forecasts;
 
   bool operator==(const Said& other) const {
-    return told == other.told && gaps == other.gaps &&
-           std::equal(forecasts.begin(), forecasts.end(), other.forecasts.begin(),
-                      other.forecasts.end(), [](const Forecast& a, const Forecast& b) {
-                        return a.key == b.key && a.p == b.p && a.horizon == b.horizon;
-                      });
+    return told == other.told && gaps == other.gaps && same(before, other.before) &&
+           same(forecasts, other.forecasts);
   }
 };
 
@@ -142,9 +187,29 @@ Said ask(Predictor& predictor, std::int32_t layer) {
 Said step(Predictor& predictor, const Trace& trace, std::size_t at) {
   const Turn& turn = trace[at];
   const auto layer = std::int32_t(at % kLayers);
+  std::vector<Forecast> before;
+  if (predictor.approach({layer, 1, layer == 0 ? &turn.token : nullptr,
+                          predictor.entering_width() > 0 ? turn.entering.data() : nullptr})) {
+    predictor.forecast((layer + kLayers - 1) % kLayers, before);
+  }
   predictor.observe(
       {layer, 1, kTopK, turn.experts.data(), turn.weights.data(), turn.hidden.data()});
-  return ask(predictor, layer);
+  Said said = ask(predictor, layer);
+  said.before = std::move(before);
+  return said;
+}
+
+// What was said when `layer` was the last to have run.
+void expect_sane(const std::vector<Forecast>& forecasts, std::int32_t layer) {
+  std::set<ExpertKey> keys;
+  for (const Forecast& one : forecasts) {
+    EXPECT_TRUE(one.p >= kLeastForecast && one.p <= 1) << one.p;
+    EXPECT_GT(one.horizon, 0);
+    EXPECT_EQ(one.key.layer, (layer + one.horizon) % kLayers);
+    EXPECT_LE(one.horizon, kLayers);
+    EXPECT_TRUE(kGeometry.contains(one.key));
+    EXPECT_TRUE(keys.insert(one.key).second) << "an expert was forecast twice";
+  }
 }
 
 void expect_sane(const Said& said, std::int32_t layer) {
@@ -155,14 +220,10 @@ void expect_sane(const Said& said, std::int32_t layer) {
       EXPECT_EQ(gap, -1) << "no opinion, but gaps were touched";
     }
   }
-  std::set<ExpertKey> keys;
-  for (const Forecast& one : said.forecasts) {
-    EXPECT_TRUE(one.p >= kLeastForecast && one.p <= 1) << one.p;
-    EXPECT_GT(one.horizon, 0);
-    EXPECT_EQ(one.key.layer, (layer + one.horizon) % kLayers);
-    EXPECT_LE(one.horizon, kLayers);
-    EXPECT_TRUE(kGeometry.contains(one.key));
-    EXPECT_TRUE(keys.insert(one.key).second) << "an expert was forecast twice";
+  expect_sane(said.forecasts, layer);
+  expect_sane(said.before, (layer + kLayers - 1) % kLayers);
+  for (const Forecast& one : said.before) {
+    EXPECT_LE(one.horizon, kLayers - layer) << "of the pass that is coming alone";
   }
 }
 
@@ -180,7 +241,7 @@ TEST_P(PredictorConformance, HasItsNameAndIsDeterministicAndSane) {
     const Said said = step(*a, trace, at);
     expect_sane(said, std::int32_t(at % kLayers));
     ASSERT_EQ(said, step(*b, trace, at));
-    spoke |= !said.forecasts.empty();
+    spoke |= !said.forecasts.empty() || !said.before.empty();
   }
   EXPECT_TRUE(spoke);
 }
