@@ -67,6 +67,18 @@ py::dict summary(const Histogram& histogram) {
   return out;
 }
 
+py::dict to_dict(const Stays& stays) {
+  py::dict out, back;
+  out["left"] = stays.turns.count();
+  out["turns"] = summary(stays.turns);
+  out["ns"] = summary(stays.time);
+  out["by_power"] = stays.by_power;
+  for (std::size_t i = 0; i < stays.back.size(); ++i)
+    back[py::int_(Stays::kSoon[i])] = stays.back[i];
+  out["back_within"] = back;
+  return out;
+}
+
 py::dict to_dict(const ReplayResult& result) {
   py::dict out;
   out["tokens"] = result.tokens;
@@ -86,6 +98,7 @@ py::dict to_dict(const ReplayResult& result) {
   }
   out["layers"] = layers;
   out["counters"] = to_dict(result.counters);
+  out["residence"] = to_dict(result.stays);
   return out;
 }
 

@@ -20,7 +20,7 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
     : store_(std::move(store)),
       backend_(std::move(backend)),
       options_(std::move(options)),
-      recorder_(options_.timeline_events),
+      recorder_(options_.timeline_events, options_.watcher),
       cache_(store_->geometry(), options_.slots, options_.pool,
              options_.make_policy ? options_.make_policy(store_->geometry())
                                   : make_eviction_policy(options_.policy, store_->geometry())),

@@ -58,6 +58,7 @@ struct EngineOptions {
   bool trust_blindly = false;  // use the predictor's gaps even where they keep worse experts
   PrefetchRule prefetch;       // what to bring early, by the predictor's word; last = 0: nothing
   std::size_t timeline_events = 0;
+  EventWatcher* watcher = nullptr;  // hears of every event, under the engine's lock; outlives it
   bool background = true;  // threads for prefetches and the predictor; off where time is virtual
   DeviceTables device;     // without tables: the arena is host memory, and the CPU computes
   // On a device, with background threads: decode-sized layers are queued without waiting for the

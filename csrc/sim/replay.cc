@@ -68,9 +68,11 @@ Nanos occupation(const ReplayOptions& options) {
 
 }  // namespace
 
-Replay::Replay(ReplayOptions options) : options_(std::move(options)), cutter_(options_.geometry) {
+Replay::Replay(ReplayOptions options)
+    : options_(std::move(options)), residence_(options_.geometry), cutter_(options_.geometry) {
   require_times(options_.times);
   options_.engine.background = false;
+  options_.engine.watcher = &residence_;
   options_.engine.threads = 1;
   if (options_.emulate && options_.predictor) {
     throw InvalidArgument("a replay has a predictor or emulates one: leave one of the two out");
@@ -113,6 +115,7 @@ void Replay::build() {
 void Replay::restart() {
   add(done_.counters, counters());
   build();
+  residence_.forget();
 }
 
 Counters Replay::counters() const {
@@ -128,6 +131,7 @@ Counters Replay::counters() const {
 ReplayResult Replay::result() const {
   ReplayResult result = done_;
   add(result.counters, counters());
+  result.stays = residence_.stays();
   return result;
 }
 

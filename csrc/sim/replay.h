@@ -27,6 +27,7 @@
 #include "sim/clairvoyant.h"
 #include "sim/emulator.h"
 #include "sim/histogram.h"
+#include "sim/residence.h"
 #include "sim/waves.h"
 
 namespace prophet {
@@ -46,7 +47,7 @@ struct ReplayOptions {
   std::uint64_t expert_bytes = 0;
   SimOptions link;
   ComputeTimes times;
-  EngineOptions engine;  // background is ignored: a replay has no threads
+  EngineOptions engine;  // background and watcher are ignored: a replay has no threads, and watches
   // Makes the predictor of a new engine; empty: none.
   std::function<std::unique_ptr<Predictor>()> predictor;
   // In its place, one that knows the future: of the chunk, from whose end on nothing is known.
@@ -70,6 +71,7 @@ struct ReplayResult {
   Histogram stall;                  // the same: waiting for bytes
   std::vector<LayerCounts> layers;
   Counters counters{};  // now_ns is the virtual time of the whole replay
+  Stays stays;          // their times mean nothing where a bound is asked for
 };
 
 class Replay {
@@ -130,6 +132,7 @@ class Replay {
   [[noreturn]] void refuse_next(const Chunk& chunk) const;
 
   ReplayOptions options_;
+  Residence residence_;  // outlives the engine
   std::shared_ptr<SimBackend> backend_;
   std::unique_ptr<Engine> engine_;
   Emulator* emulator_ = nullptr;      // the engine's, where there is one

@@ -11,7 +11,8 @@ std::string_view name_of(EventKind kind) {
   return names[static_cast<int>(kind)];
 }
 
-Recorder::Recorder(std::size_t timeline_capacity) : capacity_(timeline_capacity) {
+Recorder::Recorder(std::size_t timeline_capacity, EventWatcher* watcher)
+    : capacity_(timeline_capacity), watcher_(watcher) {
   timeline_.reserve(capacity_ < 4096 ? capacity_ : 4096);
 }
 
@@ -20,6 +21,7 @@ void Recorder::record(const Event& event) {
   total.count += 1;
   total.bytes += event.bytes;
   total.time += event.end - event.begin;
+  if (watcher_ != nullptr) watcher_->happened(event);
   if (timeline_.size() < capacity_) {
     timeline_.push_back(event);
   } else if (capacity_ > 0) {

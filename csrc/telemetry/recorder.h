@@ -53,11 +53,19 @@ struct Totals {
   Nanos time = 0;
 };
 
+// Is told of every event as it is recorded, under the lock of the recorder's owner: it must not
+// call back, and must outlive the recorder.
+class EventWatcher {
+ public:
+  virtual ~EventWatcher() = default;
+  virtual void happened(const Event& event) = 0;
+};
+
 // Not thread-safe: its owner (the engine) holds the lock.
 class Recorder {
  public:
-  // `timeline_capacity` events are kept, the first ones; 0 keeps none.
-  explicit Recorder(std::size_t timeline_capacity = 0);
+  // `timeline_capacity` events are kept, the first ones; 0 keeps none. `watcher` may be null.
+  explicit Recorder(std::size_t timeline_capacity = 0, EventWatcher* watcher = nullptr);
 
   void record(const Event& event);
   const Totals& totals(EventKind kind) const { return totals_[static_cast<int>(kind)]; }
@@ -68,6 +76,7 @@ class Recorder {
   std::array<Totals, kEventKinds> totals_{};
   std::vector<Event> timeline_;
   std::size_t capacity_;
+  EventWatcher* watcher_;
   std::uint64_t dropped_ = 0;
 };
 

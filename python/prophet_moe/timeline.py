@@ -1,4 +1,4 @@
-"""The engine's timeline as a Chrome trace: open it in Perfetto or chrome://tracing, or draw it by prophet report.
+"""The engine's timeline as a Chrome trace, which Perfetto, chrome://tracing and prophet report open.
 
 Events that overlap in time share no track, because the format draws a track as a stack: a kind of
 event that runs in parallel (reads at depth 16) is spread over as many tracks as it needs.
@@ -25,7 +25,7 @@ _ORDER = ("layer", "stall", "compute", "demand", "prefetch", "read")
 
 @dataclass(frozen=True)
 class Timeline:
-    """A trace read back: columns as those of Engine.timeline(), nanoseconds from the first event, by begin."""
+    """A trace read back: columns as those of Engine.timeline(), in nanoseconds from the first event on."""
 
     title: str
     about: Mapping[str, Any]  # of the run: system, expert_slots, ...; empty where the file says nothing
@@ -66,7 +66,8 @@ def chrome_trace(
     """The trace object of Engine.timeline() and Engine.timeline_kinds().
 
     columns: begin, end (nanoseconds), kind (an index into `kinds`), layer, expert (negative: none),
-    bytes; all of one length. about: plain facts of the run, kept as the format's otherData. Raises ValueError when a column is missing or a kind has no name.
+    bytes; all of one length. about: plain facts of the run, kept as the format's otherData. Raises
+    ValueError when a column is missing or a kind has no name.
     """
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
@@ -87,9 +88,9 @@ def chrome_trace(
         places = tracks(columns["begin"][rows], columns["end"][rows])
         for track in range(max(places) + 1):
             name = kinds[number] if max(places) == 0 else f"{kinds[number]} {track + 1}"
-            about = {"ph": "M", "pid": 1, "tid": tid + track}
-            events.append({**about, "name": "thread_name", "args": {"name": name}})
-            events.append({**about, "name": "thread_sort_index", "args": {"sort_index": tid + track}})
+            named = {"ph": "M", "pid": 1, "tid": tid + track}
+            events.append({**named, "name": "thread_name", "args": {"name": name}})
+            events.append({**named, "name": "thread_sort_index", "args": {"sort_index": tid + track}})
         for row, track in zip(rows.tolist(), places, strict=True):
             events.append(_event(columns, row, kinds[number], tid + track, zero))
         tid += max(places) + 1

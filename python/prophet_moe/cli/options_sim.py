@@ -13,7 +13,8 @@ TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="A routing trac
 ResultsFiles = Annotated[
     list[Path],
     typer.Argument(
-        metavar="RESULTS...", help="Files of prophet simulate -o, and of analyze --json and score --json."
+        metavar="RESULTS...",
+        help="Files of simulate -o and run --timeline, and of analyze, score and bench --serve with --json.",
     ),
 ]
 

@@ -10,9 +10,10 @@ from prophet_moe.cli.console import guarded, log
 
 HELP = """Example: prophet report reference-moe.jsonl -o report.html
 
-Draws what prophet simulate wrote, and what prophet analyze and prophet score print with --json: one
-file that opens without a network, figures and a page for reviewers. What the results lack is named,
-never guessed. Needs plotly: pip install 'prophet-moe\\[report]'."""
+Draws what prophet simulate and prophet run --timeline wrote, and what analyze, score and bench --serve
+print with --json: one file that opens without a network, with what to run in short, figures, and a page
+for reviewers. What the results lack is named, never guessed. Needs plotly: pip install
+'prophet-moe\\[report]'."""
 
 
 @guarded

@@ -113,7 +113,12 @@ def run(
         reports = ranks.reports_of_all(report)
         if timeline is not None:
             timeline = ranks.own_file(timeline, rank, size)
-            events = write_timeline(timeline, session.offload.engine, model)
+            about = {
+                "system": report.system,
+                "expert_slots": report.expert_slots,
+                "experts_total": report.experts_total,
+            }
+            events = write_timeline(timeline, session.offload.engine, model, about)
             if not quiet:
                 log().print(f"{events} events in {timeline}", markup=False, soft_wrap=True)
         if recording.interrupted:

@@ -1,4 +1,4 @@
-"""What a study answers: a number from its lines, or the sentence that says what they lack. Nothing is estimated here."""
+"""What a study answers: a number from its lines, or the sentence that says what they lack."""
 
 from __future__ import annotations
 
@@ -108,20 +108,29 @@ def overlap(case: Case) -> str:
 
 
 def waste(case: Case) -> str:
-    found = [line for line in case.study.main if prefetched(line)]
-    if not found:
-        raise LackingError("no system of these lines prefetches, so no byte is wasted")
+    study = case.study
     parts = []
-    for line in sorted(found, key=lambda line: (line["expert_slots"], case.study.name(line))):
-        bytes_, early = line["bytes"], prefetched(line)
+    for name in study.systems:
+        lines = [line for n in study.slots if (line := study.line(name, n)) and prefetched(line)]
+        if name.split(" ")[0] in BOUNDS or not lines:
+            continue
+        told = [
+            f"{line['bytes']['prefetch_wasted'] / prefetched(line):.1%} at "
+            f"{study.share(line['expert_slots'])}"
+            for line in lines
+        ]
+        first = lines[0]["bytes"]
+        early = prefetched(lines[0])
         parts.append(
-            f"{case.study.name(line)} at {line['slots']}: {bytes_['prefetch_wasted'] / early:.1%} of "
-            "prefetched bytes, "
-            f"{bytes_['prefetch_wasted'] / moved(line):.1%} of all ({bytes_['prefetch_late'] / early:.1%} "
-            "late, "
-            f"{bytes_['cancelled'] / early:.1%} cancelled)"
+            f"{name} {', '.join(told)} (at {study.share(lines[0]['expert_slots'])} that is "
+            f"{first['prefetch_wasted'] / moved(lines[0]):.1%} of all bytes; "
+            f"{first['prefetch_used'] / early:.0%} of "
+            f"the prefetched ones were used, {first['prefetch_late'] / early:.0%} late, "
+            f"{first['cancelled'] / early:.0%} cancelled)"
         )
-    return "; ".join(parts) + "."
+    if not parts:
+        raise LackingError("no system of these lines prefetches, so no byte is wasted")
+    return f"Of prefetched bytes: {'; '.join(parts)}."
 
 
 def systems(case: Case) -> str:
@@ -137,7 +146,7 @@ def systems(case: Case) -> str:
     return (
         f"They are here, same slots, bytes and lanes. ms per token at {case.study.share(case.slots)}: "
         f"{listed}.{rest} "
-        "What of each is modelled says docs/systems.md."
+        "docs/systems.md says what of each is modelled."
     )
 
 
@@ -173,7 +182,8 @@ def volume(case: Case) -> str:
     mine = bytes_per_token(case.line)
     floor = bytes_per_token(need(case.other(ON_DEMAND), ON_DEMAND))
     megabytes = None if mine is None else mine / 1e6
-    says = f"{case.name}: {number(megabytes, '.1f')} MB per token, {number(ratio(mine, floor), '.1%')} of {ON_DEMAND}"
+    says = f"{case.name}: {number(megabytes, '.1f')} MB per token"
+    says += f", {number(ratio(mine, floor), '.1%')} of {ON_DEMAND}"
     lru = case.other("lru")
     return f"{says}, {number(ratio(mine, bytes_per_token(lru)), '.1%')} of lru." if lru else f"{says}."
 
@@ -188,12 +198,13 @@ def churn(case: Case) -> str:
     stays = residence(case.line)
     if stays is None:
         return f"{says} These lines do not say how long experts stayed: simulate again."
-    turns, back = stays["turns"], stays["returned_within"]
-    again = ", ".join(f"{share:.1%} within {turns}" for turns, share in back.items())
+    turns, back = stays["turns"], stays["back_within"]
+    again = ", ".join(f"{share:.1%} within {soon}" for soon, share in back.items())
+    lasted = f", {number(stays['ms']['p50'], '.1f')} ms" if stays["ms"] else ""
     return (
-        f"{says} An expert that left had stayed {number(turns['p50'], '.0f')} turns of its layer (median; "
-        f"p90 {number(turns['p90'], '.0f')}), {number(stays['ms']['p50'], '.1f')} ms. Of those that left, "
-        "brought again: "
+        f"{says} An expert that left had stayed {number(turns['p50'], '.0f')} turns of its layer{lasted} "
+        "(medians; "
+        f"one in ten {number(turns['p90'], '.0f')} turns or more). Of those that left, brought again: "
         f"{again} turns."
     )
 
@@ -219,7 +230,11 @@ def possible(case: Case) -> str:
     if mine is None or rates[0] is None or rates[1] is None or rates[0] <= rates[1]:
         return says
     closed = (rates[0] - mine) / (rates[0] - rates[1])
-    return f"{says} It closes {closed:.1%} of the gap in misses between lru and clairvoyant eviction."
+    return (
+        f"{says} It closes {closed:.1%} of the gap in misses between lru and clairvoyant eviction, what it "
+        "brings "
+        "early included."
+    )
 
 
 def decomposition(case: Case) -> str:
@@ -282,7 +297,7 @@ def compression(case: Case) -> str:
     if not lossy:
         raise LackingError("no line has smaller experts beside these (--weights 4bit, or --sweep lossy=0,1)")
     listed = ", ".join(f"{case.study.name(line)} {number(tpot(line))}" for line in lossy)
-    return f"Beside {case.name}, {number(tpot(case.line))} ms per token, with the bytes of their lossy parts: {listed}."
+    return f"Beside {case.name}, {number(tpot(case.line))} ms per token, with lossy parts: {listed}."
 
 
 def machine(case: Case) -> str:

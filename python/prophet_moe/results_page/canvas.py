@@ -17,7 +17,7 @@ from prophet_moe.results_page.study import BOUNDS, RESIDENT, Study
 from prophet_moe.sim.results import Line
 from prophet_moe.sim.systems import systems_known
 
-COLOURS = qualitative.T10[:9] + qualitative.Dark2  # seen on light and on dark
+COLOURS = qualitative.T10[:9] + qualitative.Dark2 + qualitative.Bold  # seen on light and on dark
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hexagon")
 GREY = "#8a8f98"
 BLUE, GREEN, AMBER, RED, VIOLET = "#5b7db1", "#4f9d69", "#d9a441", "#c0504d", "#8c6bb1"

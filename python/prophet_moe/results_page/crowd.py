@@ -1,4 +1,4 @@
-"""The figures of requests side by side: what each waits, what they share, and where keeping experts stops paying."""
+"""The figures of requests side by side: what each waits, what they share, when keeping experts pays."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def part(load: Load, key: str) -> Part:
         command=load.command,
         sentences=sentences(load),
         tables=[table(load, slots) for slots in load.slots],
-        note="ms/token: between two tokens of a request. tokens/s: of all requests. union: distinct experts that a layer "
-        "is asked for in one pass. Bounds are in italics.",
+        note="ms/token: between two tokens of a request. tokens/s: of all requests. union: distinct experts "
+        "that a layer is asked for in one pass. Bounds are in italics.",
         drawings=drawings(load),
     )
 
@@ -59,19 +59,36 @@ def sentences(load: Load) -> list[str]:
 
 
 def drawings(load: Load) -> list[Drawing]:
+    def mean(one: Point) -> float | None:
+        return one.tpot["mean"]
+
+    def tail(one: Point) -> float | None:
+        return one.tpot["p99"]
+
+    def first(one: Point) -> float | None:
+        return one.ttft["mean"]
+
+    def hits(one: Point) -> float | None:
+        return None if one.hit_rate is None else 100 * one.hit_rate
+
+    def megabytes(one: Point) -> float | None:
+        return None if one.bytes_per_token is None else one.bytes_per_token / 1e6
+
     return [
-        _curves(load, "tpot", "Time per output token", "What one request waits between two of its tokens. It rises with the "
-                "requests, because a pass brings what any of them needs.", "ms per token", lambda one: one.tpot["mean"], log=True),
+        _curves(load, "tpot", "Time per output token",
+                "What a request waits between two of its tokens. It rises with the requests, because a pass "
+                "brings what any of them needs.", "ms per token", mean, log=True),
         paying(load),
-        _curves(load, "p99", "Tails", "The slowest of a hundred tokens.", "ms per token, p99", lambda one: one.tpot["p99"], log=True),
+        _curves(load, "p99", "Tails", "One token in a hundred takes longer.", "ms per token, p99", tail,
+                log=True),
         _curves(load, "ttft", "Time to the first token", "From the moment a request comes.", "ms, mean",
-                lambda one: one.ttft["mean"], log=True, lacks="these requests have no prompts; simulate with --prompt-tokens 32"),
-        _curves(load, "rate", "Tokens per second", "Of all requests together: what batching gains.", "tokens/s",
-                lambda one: one.tokens_per_second),
-        _curves(load, "hits", "Hits", "Of the experts a layer step asks for, the share that was in fast memory.", "% resident",
-                lambda one: None if one.hit_rate is None else 100 * one.hit_rate),
-        _curves(load, "bytes", "Bytes per token", "All bytes that moved, prompts' included, by new tokens.", "MB per token",
-                lambda one: None if one.bytes_per_token is None else one.bytes_per_token / 1e6),
+                first, log=True, lacks="these requests have no prompts; simulate with --prompt-tokens 32"),
+        _curves(load, "rate", "Tokens per second", "Of all requests together: what batching gains.",
+                "tokens/s", lambda one: one.tokens_per_second),
+        _curves(load, "hits", "Hits", "Of the experts that a layer step asks for, those in fast memory.",
+                "% resident", hits),
+        _curves(load, "bytes", "Bytes per token", "All bytes that moved, prompts' included, by new tokens.",
+                "MB per token", megabytes),
         union(load),
     ]  # fmt: skip
 
@@ -150,10 +167,13 @@ def union(load: Load) -> Drawing:
                        mode="lines+markers", hovertemplate="%{y:.1f}", line={"color": "#5b7db1"})  # fmt: skip
     if points[0].at_once == 1:
         alone = [points[0].union * one.at_once for one in points]
-        figure.add_scatter(x=[one.at_once for one in points], y=alone, name="if they shared nothing", mode="lines",
+        figure.add_scatter(x=[one.at_once for one in points], y=alone, mode="lines",
+                           name="if they shared nothing",
                            hovertemplate="%{y:.1f}", line={"color": GREY, "dash": "dot"})  # fmt: skip
         logarithmic(figure.update_yaxes)
-    caption = "Union of what the tokens of a pass want from a layer. The gap to the dotted line is what requests share."
+    caption = (
+        "Union of what the tokens of a pass want from a layer. The gap to the dotted line is what they share."
+    )
     return Drawing("union", "What the requests ask for together", caption, figure)
 
 
@@ -164,7 +184,7 @@ def table(load: Load, slots: int) -> Table:
         least = next((one.tpot["mean"] for one in found if one.system == FLOOR), None)
         found.sort(key=lambda one: (one.tpot["mean"] is None, one.tpot["mean"] or 0))
         rows += [Row(_cells(one, least), one.system.split(" ")[0] in BOUNDS) for one in found]
-    return Table(f"{load.share(slots)} of experts ({slots} slots)", HEADINGS, rows)
+    return Table(f"{load.share(slots)} of experts ({slots} slots)", HEADINGS, rows, names=2)
 
 
 def _cells(one: Point, least: float | None) -> list[str]:

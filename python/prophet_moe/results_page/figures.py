@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -31,6 +32,7 @@ from prophet_moe.results_page.study import (
     moved,
     per_token,
     prefetched,
+    residence,
     tpot,
 )
 from prophet_moe.sim.results import Line
@@ -63,6 +65,7 @@ def drawings(study: Study) -> list[Drawing]:
         waste,
         drift,
         churn,
+        stays,
         layers,
         intensity,
     )
@@ -236,6 +239,56 @@ def churn(study: Study) -> Drawing:
         "Experts that gave up their slot.",
         over_slots(study, lambda line: per_token(line, line["evictions"]), "evictions per token"),
     )
+
+
+def stays(study: Study) -> Drawing:
+    """A histogram for each system: evictions by the turns that the expert had stayed."""
+    title = "How long experts stay"
+    told = [found for line in study.main if line["system"] != RESIDENT and (found := residence(line))]
+    if not told:
+        return Drawing(
+            "stays", title, "", missing="these lines do not say how long experts stayed, or none left"
+        )
+    spans = [powers(place) for place in range(max(len(found["by_power"]) for found in told))]
+
+    def fill(figure: go.Figure, systems: list[str], lines: list[Line]) -> None:
+        rows = [
+            (name, found) for name, line in zip(systems, lines, strict=True) if (found := residence(line))
+        ]
+        shares = [
+            [100 * count / found["left"] for count in found["by_power"]]
+            + [0.0] * (len(spans) - len(found["by_power"]))
+            for _, found in rows
+        ]
+        figure.add_heatmap(
+            z=shares,
+            x=spans,
+            y=[name for name, _ in rows],
+            customdata=[[_medians(found)] * len(spans) for _, found in rows],
+            colorscale="Blues",
+            zmin=0,
+            hovertemplate="%{y}: %{z:.1f} % of evictions after %{x} turns<br>%{customdata}<extra></extra>",
+            colorbar={"thickness": 10, "ticksuffix": " %"},
+        )
+
+    caption = (
+        "Evictions by the turns of its layer that an expert had stayed; a turn is one pass through the "
+        "layer. Dark on "
+        f"the left: experts leave soon after they came.{_buttons(study)}"
+    )
+    figure = rows_by_slots(study, "turns between arrival and eviction", fill, legend=False)
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=spans)
+    return Drawing("stays", title, caption, figure)
+
+
+def powers(place: int) -> str:
+    """The turns that bucket number `place` holds; the first one holds 0, too."""
+    return f"{2**place}–{2 ** (place + 1) - 1}" if place else "0–1"
+
+
+def _medians(found: dict[str, Any]) -> str:
+    lasted = f", {found['ms']['p50']:,.1f} ms" if found["ms"] else ""
+    return f"median {found['turns']['p50']:.0f} turns{lasted}"
 
 
 def layers(study: Study) -> Drawing:

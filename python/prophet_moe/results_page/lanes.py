@@ -1,4 +1,4 @@
-"""The figures of a timeline: a few tokens as lanes, where the time went, the slowest steps, how long experts stayed."""
+"""The figures of a timeline: a few tokens as lanes, where time went, how long experts stayed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from prophet_moe.results_page.canvas import AMBER, BLUE, GREEN, GREY, RED, VIOLET, add_buttons, empty
+from prophet_moe.results_page.figures import powers
 from prophet_moe.results_page.part import Drawing, Part, Row, Table
 from prophet_moe.results_page.steps import LANES, PARTS, Stays, Steps
 from prophet_moe.timeline import Timeline, tracks
@@ -49,9 +50,10 @@ def part(steps: Steps, key: str, name: str) -> Part:
         command=f"prophet run {_model(timeline) or 'MODEL'} --timeline {name}{_flags(timeline)}",
         sentences=sentences(steps),
         tables=[slowest(steps)],
-        note="Steps are counted from 0, the prompt's. Worst wait: the layer that waited longest, and how long.",
+        note="Steps are counted from 0, the prompt's. Worst wait: the layer that waited longest.",
         drawings=[
-            lanes(steps), where_time_goes(steps), by_layer(steps), bytes_by_layer(steps), residence(steps.stays()),
+            lanes(steps), where_time_goes(steps), by_layer(steps), bytes_by_layer(steps),
+            residence(steps.stays()),
         ],
     )  # fmt: skip
 
@@ -94,6 +96,11 @@ def sentences(steps: Steps) -> list[str]:
     said = [
         f"A decode step takes {np.median(ns) / 1e6:.2f} ms (median of {len(ns)}). Of their time: {parts}."
     ]
+    later = steps.shares(steps.decoded[len(steps.decoded) // 2 :])["stall"]
+    if abs(later - shares["stall"]) > 0.05:
+        said.append(
+            f"In the later half of the steps {later:.0%} is waiting: what came before is not typical."
+        )
     moved = sum(int(steps.by_step(of)[steps.decoded].sum()) for of in steps.window_bytes.values())
     if reading:
         hidden = max(0.0, 1 - stalled / reading)
@@ -109,7 +116,12 @@ def sentences(steps: Steps) -> list[str]:
 
 def lanes(steps: Steps) -> Drawing:
     """Spans of a few steps, one view a button."""
-    views = {"typical": steps.typical, "slowest": steps.slowest(1)[0], "first": int(steps.decoded[0])}
+    wanted = {"typical": steps.typical, "slowest": steps.slowest(1)[0], "first": int(steps.decoded[0])}
+    views = {
+        name: step
+        for name, step in wanted.items()
+        if step not in list(wanted.values())[: list(wanted).index(name)]
+    }
     figure = empty("ms from the start of the step", "", 330, dragmode="zoom")
     owner: list[int] = []
     cut = 0
@@ -117,7 +129,8 @@ def lanes(steps: Steps) -> Drawing:
         cut += _add_view(figure, steps, first, visible=place == 0)
         owner += [place] * (len(figure.data) - len(owner))
     places = [*(PARTS.index(name) for name in PARTS), len(PARTS), len(PARTS) + 1.5]
-    names = [NAMES[name][0] for name in PARTS] + [name for name, _ in READS.values()]
+    names = [NAMES[name][0] if name != "other" else "in the layer" for name in PARTS]
+    names += [name for name, _ in READS.values()]
     figure.update_yaxes(tickvals=places, ticktext=names, range=[len(PARTS) + 2.6, -0.6], fixedrange=True)
     figure.update_layout(barmode="overlay")
     labels = [f"{name} (step {step})" for name, step in views.items()]
@@ -225,8 +238,8 @@ def bytes_by_layer(steps: Steps) -> Drawing:
     )
     if not any(int(of.sum()) for of in steps.window_bytes.values()):
         return Drawing("bytes", title, caption, missing="nothing was read")
-    figure = empty("layer during which the read began", "MB of a decode step, mean", barmode="stack", bargap=0.1,
-                   hovermode="x unified")  # fmt: skip
+    figure = empty("layer during which the read began", "MB of a decode step, mean", barmode="stack",
+                   bargap=0.1, hovermode="x unified")  # fmt: skip
     for lane, of in steps.window_bytes.items():
         found = steps.by_layer(of)
         label, colour = READS[lane]
@@ -241,8 +254,8 @@ def residence(stays: Stays) -> Drawing:
     title = "How long experts stayed"
     if not len(stays.turns):
         return Drawing("residence", title, "", missing="no expert that came in this timeline left again")
-    turns = np.bincount(np.maximum(np.log2(np.maximum(stays.turns, 1)), 0).astype(int))
-    labels = [_span(2**power) for power in range(len(turns))]
+    turns = np.bincount(np.log2(np.maximum(stays.turns, 1)).astype(int))
+    labels = [powers(place) for place in range(len(turns))]
     figure = empty(
         "turns of the expert's layer between arrival and eviction", "experts that left", legend=False
     )
@@ -255,11 +268,6 @@ def residence(stays: Stays) -> Drawing:
         "through the layer."
     )
     return Drawing("residence", title, caption, figure)
-
-
-def _span(first: int) -> str:
-    """Of the bucket that begins at `first` and ends before twice that; the first one holds 0, too."""
-    return {1: "0–1"}.get(first, f"{first}–{2 * first - 1}")
 
 
 def slowest(steps: Steps) -> Table:

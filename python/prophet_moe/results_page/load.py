@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prophet_moe.results_page.study import BOUNDS, SETTING, RESIDENT, miss_rate, moved, prefetched, served
+from prophet_moe.results_page.study import BOUNDS, RESIDENT, SETTING, miss_rate, moved, prefetched, served
 from prophet_moe.sim.results import Line
 from prophet_moe.sim.systems import systems_known
 

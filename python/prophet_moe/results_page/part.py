@@ -40,6 +40,7 @@ class Table:
     title: str
     headings: Sequence[str]
     rows: Sequence[Row]
+    names: int = 1  # leading columns that are no numbers
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Steps:
 
     @cached_property
     def decoded(self) -> Longs:
-        """Numbers of the steps that decode: all but the first, which reads the prompt; all where it is alone."""
+        """Numbers of the steps that decode: not the first, which reads the prompt, unless it is alone."""
         return np.arange(len(self))[1:] if len(self) > 1 else np.arange(1)
 
     @cached_property
@@ -95,10 +95,11 @@ class Steps:
         order = np.argsort(-self.ns[self.decoded], kind="stable")
         return [int(step) for step in self.decoded[order[:count]]]
 
-    def shares(self) -> dict[str, float]:
-        """Of the time of decode steps, what each part takes; they sum to 1."""
-        total = int(self.ns[self.decoded].sum())
-        parts = {name: self.by_step(self.window_parts[name])[self.decoded].sum() for name in PARTS}
+    def shares(self, of: Longs | None = None) -> dict[str, float]:
+        """Of the time of some steps (all that decode), what each part takes; they sum to 1."""
+        chosen = self.decoded if of is None else of
+        total = int(self.ns[chosen].sum())
+        parts = {name: self.by_step(self.window_parts[name])[chosen].sum() for name in PARTS}
         return {name: float(value / total) if total else 0.0 for name, value in parts.items()}
 
     def by_layer(self, of_windows: Longs) -> dict[int, float]:
@@ -138,6 +139,6 @@ class Steps:
                 arrived[layer, expert] = at
             elif (came := arrived.pop((layer, expert), None)) is not None:
                 mine = begins.get(layer, np.zeros(0, np.int64))
-                turns.append(int(np.searchsorted(mine, at) - np.searchsorted(mine, came)))
+                turns.append(int(np.diff(np.searchsorted(mine, (came, at), side="right"))[0]))
                 lasted.append(at - came)
         return Stays(np.array(turns, np.int64), np.array(lasted, np.int64), len(arrived))

@@ -37,43 +37,45 @@ def of_study(study: Study, key: str) -> Saying | None:
     found = [(slots, line) for slots in study.slots if (line := best(study, slots))]
     if not found:
         return None
-    sentences = [_fastest(study, found), _how_far(study, found), _early(study, found), _fits(study)]
+    sentences = [_fits(study), _fastest(study, found), _how_far(study, found), _early(study, found)]
     return Saying(key, study.title, tuple(one for one in sentences if one))
 
 
 def _fastest(study: Study, found: Sequence[tuple[int, Line]]) -> str:
     names = dict.fromkeys(study.name(line) for _, line in found)
+    seen = max(line["predictor_seen"] or 0 for _, line in found)
+    flattered = (
+        f" Its predictor has learned from {seen} of these sequences, which flatters it." if seen else ""
+    )
     if len(names) == 1:
         times = [f"{tpot(line):.2f} ms a token with {study.share(slots)}" for slots, line in found]
         (name,) = names
-        return f"Run {name}, the fastest that changes no output at every size: {_listed(times)} of experts in memory."
+        listed = f"{_listed(times)} of experts in memory"
+        return f"Run {name}, the fastest that changes no output at every size: {listed}.{flattered}"
     times = [
         f"{study.name(line)} with {study.share(slots)} of experts ({tpot(line):.2f} ms a token)"
         for slots, line in found
     ]
-    return f"The fastest that changes no output: {_listed(times)}."
+    return f"The fastest that changes no output: {_listed(times)}.{flattered}"
 
 
 def _how_far(study: Study, found: Sequence[tuple[int, Line]]) -> str:
     """From keeping nothing, and from knowing everything."""
-    gains = [
-        f"{gain:.1f}x at {study.share(slots)}"
-        for slots, line in found
-        if (floor := study.line(ON_DEMAND, slots))
-        and line is not floor
-        and (gain := ratio(tpot(floor), tpot(line)))
-    ]
-    above = [
-        f"{far:.2f}x at {study.share(slots)}"
-        for slots, line in found
-        if (bound := study.line(CLAIRVOYANT, slots)) and (far := ratio(tpot(line), tpot(bound)))
-    ]
+    gains, far = [], []
+    for slots, line in found:
+        floor, bound = study.line(ON_DEMAND, slots), study.line(CLAIRVOYANT, slots)
+        gains.append(ratio(tpot(floor), tpot(line)) if floor else None)
+        far.append(ratio(tpot(line), tpot(bound)) if bound else None)
     parts = []
-    if gains:
-        parts.append(f"as fast as keeping nothing ({ON_DEMAND}) times {_listed(gains)}")
-    if above:
-        parts.append(f"the time of the bound that no system can pass ({CLAIRVOYANT}) times {_listed(above)}")
-    return f"That is {'; and '.join(parts)}." if parts else ""
+    if None not in gains:
+        parts.append(f"{_times(gains)} as fast as keeping nothing ({ON_DEMAND})")
+    if None not in far:
+        parts.append(f"{_times(far)} the time of the bound that no system can pass ({CLAIRVOYANT})")
+    return f"That is {', and '.join(parts)}." if parts else ""
+
+
+def _times(ratios: Sequence[float | None]) -> str:
+    return _listed([f"{value:.2g}x" if value and value >= 10 else f"{value:.2f}x" for value in ratios])
 
 
 def _early(study: Study, found: Sequence[tuple[int, Line]]) -> str:
@@ -99,13 +101,18 @@ def _early(study: Study, found: Sequence[tuple[int, Line]]) -> str:
     parts += [f"costs time with {_listed(costs)}"] if costs else []
     if not parts:
         return ""
-    return f"Reading experts early {', '.join(parts)}: the best system that does, against the best that does not."
+    told = ", ".join(parts)
+    return f"Reading experts early {told}: the best system that does, against the best that does not."
 
 
 def _fits(study: Study) -> str:
     whole = study.line(RESIDENT, 0)
     if whole is not None and whole["fits"]:
-        return "The whole model fits in this machine's fast memory: nothing needs to be offloaded."
+        return (
+            "The whole model fits in this machine's fast memory: nothing needs to be offloaded unless "
+            "something "
+            "else needs the room."
+        )
     fitting = [
         slots
         for slots in study.slots
@@ -114,7 +121,7 @@ def _fits(study: Study) -> str:
     if not fitting:
         return "None of these sizes fits in this machine's fast memory: simulate with --slots fit."
     if fitting[-1] != study.slots[-1]:
-        return f"The largest of these sizes that fits in this machine's fast memory is {study.share(fitting[-1])}."
+        return f"The most of these that fits in this machine's fast memory is {study.share(fitting[-1])}."
     return "All of these sizes fit in this machine's fast memory."
 
 

@@ -49,7 +49,10 @@ def routing_drift(found: Facts) -> str:
     context = found.get("context")
     along = ""
     if context and context["from_first"]:
-        along = f" Along the context {context['from_first'][-1]:.3f} from the first window to the last ({context['by_chance'][-1]:.3f} by chance)."
+        along = (
+            f" Along the context {context['from_first'][-1]:.3f} from the first window to the last "
+            f"({context['by_chance'][-1]:.3f} by chance)."
+        )
     return (
         f"Popularity of two of {len(domains['domains'])} domains differs by {domains['mean']:.3f} bits "
         "(Jensen-Shannon, mean over "
@@ -163,7 +166,7 @@ def shared(load: Load) -> str:
         f"({other.union / (one.union * many / few):.0%} of what they would be "
         f"without sharing), a request waits {other.tpot['mean'] / one.tpot['mean']:.2f}x as long for a "
         "token, all together get "
-        f"{number(rates[0], '.1f')}, then {number(rates[1], '.1f')} tokens per second, and hits fall from "
+        f"{number(rates[0], '.1f')}, then {number(rates[1], '.1f')} tokens per second, and hits go from "
         f"{number(one.hit_rate, '.1%')} to {number(other.hit_rate, '.1%')} ({one.system}, {other.system})."
     )
 

@@ -153,12 +153,19 @@ def run_cell(cell: Cell, progress: Callable[[int], None] | None = None) -> Line:
         "fits": geometry.dense_bytes + cell.slots * geometry.expert_bytes <= cell.fast_bytes,
         "accesses": report.accesses,
         "layer_misses": report.layer_misses,
-        "residence": None,
+        "residence": _stayed(report.residence, bound=system.bound == "time"),
         "flops_per_token": geometry.flops_per_token,
         "domains": domains.found,
         "serving": None if serving is None else asdict(serving),
         "wall_s": round(time.perf_counter() - began, 3),
     }
+
+
+def _stayed(residence: replays.Residence | None, bound: bool) -> dict[str, Any] | None:
+    """As a line has it; the clock of a bound says nothing of how long an expert stayed."""
+    if residence is None:
+        return None
+    return asdict(replace(residence, ms=None) if bound else residence)
 
 
 def _routers(model: Path, trace: TraceReader) -> dict[str, NDArray[np.generic]]:

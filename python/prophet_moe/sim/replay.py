@@ -46,6 +46,27 @@ class Tail:
 
 
 @dataclass(frozen=True)
+class Stay:
+    """Of all evictions; percentiles to 0.4 %."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Residence:
+    """How long experts stayed in fast memory, from arrival to eviction. A turn is a step of their layer."""
+
+    left: int  # evictions; the rest is of these
+    turns: Stay
+    ms: Stay | None  # None where the clock is that of a bound
+    by_power: list[int]  # evictions after 0 or 1 turns, 2 or 3, 4 to 7, ...
+    back_within: dict[str, float]  # turns: share of those that left and were brought again within so many
+
+
+@dataclass(frozen=True)
 class ReplayReport:
     """One replay. Counts are exact; times are those of the machine's virtual clock."""
 
@@ -65,6 +86,7 @@ class ReplayReport:
     layer_misses: list[int]  # [layers], what was not resident when the router asked
     evictions: int
     evicted_before_use: int
+    residence: Residence | None  # None where nothing was evicted
     foresight: Foresight | None  # its cost is not measured: a replay's time is virtual
     link_busy_fraction: float
     stalled_ms: float  # waiting for bytes, the whole replay
@@ -322,6 +344,7 @@ def report_of(
         layer_misses=result["layers"][:, 1:].sum(axis=1).tolist(),
         evictions=c["evictions"],
         evicted_before_use=c["evicted_before_use"],
+        residence=_residence(result["residence"]),
         foresight=None
         if predictor is None
         else Foresight(
@@ -336,6 +359,15 @@ def report_of(
         stalled_ms=c["stall_ns"] / 1e6,
         total_ms=c["now_ns"] / 1e6,
     )
+
+
+def _residence(found: dict[str, Any]) -> Residence | None:
+    left = found["left"]
+    if not left:
+        return None
+    turns, ns = ([found[kind][name] for name in ("mean", "p50", "p90", "p99")] for kind in ("turns", "ns"))
+    back = {str(turns): count / left for turns, count in found["back_within"].items()}
+    return Residence(left, Stay(*turns), Stay(*(value / 1e6 for value in ns)), found["by_power"], back)
 
 
 def _tail(spread: dict[str, float]) -> Tail:

@@ -69,7 +69,8 @@ def _lines(path: Path, data: bytes) -> Iterator[Line]:
         if line["results_version"] not in READ:
             raise InvalidArgument(
                 f"{path}, line {number}, is of results version {line['results_version']}; this release knows "
-                f"{' and '.join(map(str, READ))}. Simulate again into another file, or use the release that wrote it."
+                f"{' and '.join(map(str, READ))}. Simulate again into another file, or use the release that "
+                "wrote it."
             )
         if line["results_version"] == 1:
             line.setdefault("serving", None)  # before there were requests side by side

@@ -35,6 +35,17 @@ TEST(Recorder, TimelineKeepsTheFirstEventsAndCountsTheRest) {
   EXPECT_EQ(recorder.totals(EventKind::compute).count, 5u);
 }
 
+TEST(Recorder, TellsItsWatcherEveryEvent) {
+  struct : EventWatcher {
+    std::vector<EventKind> heard;
+    void happened(const Event& event) override { heard.push_back(event.kind); }
+  } watcher;
+  Recorder recorder(0, &watcher);
+  recorder.record({1, 2, EventKind::stall, {0, -1}, 0});
+  recorder.record({3, 3, EventKind::evicted, {0, 1}, 0});
+  EXPECT_EQ(watcher.heard, (std::vector<EventKind>{EventKind::stall, EventKind::evicted}));
+}
+
 TEST(Recorder, EveryKindHasItsOwnName) {
   std::set<std::string> names;
   for (int kind = 0; kind < kEventKinds; ++kind) {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chromium import open_chromium
+from report_lines import SLOTS, SYSTEMS, make_line, make_report, make_served, make_timeline
 
 from prophet_moe.analysis import Options, analyze
 from prophet_moe.formats.trace import TraceReader, TraceWriter
@@ -15,55 +16,8 @@ from prophet_moe.predict.evaluate import evaluate
 from prophet_moe.predict.fit import fit
 from prophet_moe.predict.held_out import HeldOut
 from prophet_moe.predict.train import Recipe
-from prophet_moe.sim.results import VERSION, Line
-
-SLOTS = {"25%": 24, "50%": 48, "75%": 72}
-SYSTEMS = ("on-demand", "lru", "expected-next-use", "prophet", "belady", "resident")
-
-
-def make_line(system: str, slots: str, scale: float = 1.0, prefetch: bool = False, **changes: Any) -> Line:
-    """A consistent line of 1000 tokens, 4 layers of 24 experts, top-2; `changes` replace keys."""
-    place = SYSTEMS.index(system) if system in SYSTEMS else 1
-    share = SLOTS.get(slots, 96) / 96
-    asked = 1000 * 4 * 2
-    rate = {"on-demand": 1.0, "resident": 0.0}.get(system, (1 - share) / (1 + place))
-    misses = round(asked * rate)
-    late = misses // 10 if prefetch else 0
-    used = misses // 5 if prefetch else 0
-    tpot = 2.0 + 10.0 * rate / scale
-    line: Line = {
-        "model": "toy", "backend": "sim", "system": system, "exact": None, "budget_bytes": 10**9,
-        "expert_slots": SLOTS.get(slots, 96), "experts_total": 96, "expert_bytes": 10**6, "prompt_tokens": 0,
-        "new_tokens": 1000, "token_ids": [], "text": None, "ttft_ms": None,
-        "tpot_ms": {"mean": tpot, "p50": tpot, "p90": tpot * 1.2, "p99": tpot * 1.5, "p999": tpot * 2},
-        "bytes": {"demand": misses * 10**6, "prefetch_used": used * 10**6, "prefetch_late": late * 10**6,
-                  "prefetch_wasted": used * 10**5, "cancelled": 0, "unused": 0,
-                  "per_token": misses * 10**3 + used * 1100.0},
-        "hits": {"resident": asked - misses - late, "in_flight": late, "miss": misses},
-        "stall_ms": {"total": 1000 * (tpot - 2.0), "p50": tpot - 2.0, "p99": tpot},
-        "overlap_fraction": 0.25, "link_busy_fraction": 0.5,
-        "evictions": misses, "evicted_before_use": used // 9, "foresight": None,
-        "peak_rss_bytes": None, "results_version": VERSION, "cell": f"{system}-{slots}-{scale}-{prefetch}",
-        "trace": "toy.safetensors", "machine": "rtx4090-pcie4", "slots": slots, "weights": "bf16",
-        "lane": "link",
-        "link_scale": scale, "pool": "global", "cold": False, "sequences": 3, "held_out": None,
-        "predictor": "toy.safetensors" if system == "prophet" else None, "predictor_seen": None,
-        "serving": None, "options": {},
-        "times": {"name": "rtx4090-pcie4", "bytes_per_second": 25e9 * scale, "latency_ns": 0,
-                  "overhead_ns": 0,
-                  "chunk_bytes": 1 << 20, "pass_ns": 0, "layer_ns": 250_000, "layer_token_ns": 0,
-                  "expert_ns": 125_000, "expert_token_ns": 0},
-        "resident_ms": 2.0, "fits": slots != "75%", "accesses": asked,
-        "layer_misses": [misses // 4] * 4, "flops_per_token": 1e9,
-        "domains": {
-            name: {"tokens": 500, "decode_ns": 500 * int(tpot * 1e6), "bytes_moved": misses * 10**6 // 2,
-                   "hits_resident": (asked - misses) // 2 + shift, "hits_in_flight": 0,
-                   "misses": misses // 2 - shift}
-            for name, shift in (("code", 0), ("</script><b>law", min(40, misses // 4)))
-        },
-        "wall_s": 0.1,
-    }  # fmt: skip
-    return line | {"cell": line["cell"] + repr(sorted(changes.items()))} | changes
+from prophet_moe.sim.results import Line
+from prophet_moe.timeline import Timeline, read_timeline
 
 
 @pytest.fixture
@@ -82,6 +36,25 @@ def full_lines(lines: list[Line]) -> list[Line]:
     ]
     more += [make_line("promoe", "25%", prefetch=True, options={"threshold": x}) for x in (0.3, 0.8)]
     return lines + more
+
+
+@pytest.fixture
+def served_lines() -> list[Line]:
+    """Three systems and a bound at two sizes and three counts of requests."""
+    names = ("on-demand", "expected-next-use", "prophet", "belady")
+    return [make_served(name, slots, n) for name in names for slots in ("25%", "50%") for n in (1, 4, 16)]
+
+
+@pytest.fixture
+def reports() -> list[dict[str, Any]]:
+    """Two rounds of three systems, one and four at once."""
+    names = ("on-demand", "expected-next-use", "prophet")
+    return [make_report(name, n, scale) for scale in (1.0, 1.2) for name in names for n in (1, 4)]
+
+
+@pytest.fixture
+def timeline() -> Timeline:
+    return read_timeline(make_timeline(), "toy.json")
 
 
 @pytest.fixture(scope="session")

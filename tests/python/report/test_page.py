@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 
 from prophet_moe.errors import InvalidArgument
-from prophet_moe.results_page import forecasts, routing
-from prophet_moe.results_page.figures import Drawing, drawings
-from prophet_moe.results_page.page import render, tables
-from prophet_moe.results_page.review import review
+from prophet_moe.results_page import crowd, forecasts, lanes, routing
+from prophet_moe.results_page.figures import drawings
+from prophet_moe.results_page.load import loads
+from prophet_moe.results_page.page import Page, render, tables
+from prophet_moe.results_page.part import Drawing
 from prophet_moe.results_page.sources import Facts, Sources, read_all
-from prophet_moe.results_page.study import best, studies
+from prophet_moe.results_page.steps import Steps
+from prophet_moe.results_page.study import studies
 from prophet_moe.sim.results import Line, to_json
+from prophet_moe.timeline import Timeline
 
-KEYS = {"tpot", "tails", "bytes", "hits", "misses", "thresholds",
-        "bandwidth", "waste", "drift", "churn", "layers", "intensity"}  # fmt: skip
+KEYS = {"tpot", "tails", "bytes", "hits", "misses", "thresholds", "bandwidth", "waste", "drift", "churn",
+        "stays", "layers", "intensity"}  # fmt: skip
 
 
 def drawn(lines: list[Line]) -> dict[str, Drawing]:
@@ -64,6 +67,32 @@ def test_figures_hold_the_numbers_of_the_lines(full_lines: list[Line]) -> None:
     assert curve(figures["thresholds"], "promoe by threshold, 25%")[0] == [0.3, 0.8]
 
 
+def test_stays_are_shares_of_evictions(full_lines: list[Line]) -> None:
+    figure = drawn(full_lines)["stays"].figure
+    assert figure is not None
+    first = figure.data[0]
+    assert list(first.x) == ["0–1", "2–3"]
+    assert "on-demand" not in first.y, "it evicts nothing: every expert goes after its use"
+    for shares in first.z:
+        assert sum(shares) == pytest.approx(100)
+
+
+def test_a_system_has_one_colour_everywhere(full_lines: list[Line], served_lines: list[Line]) -> None:
+    (load,) = loads(served_lines, [])
+    figures = [
+        drawn(full_lines)["tpot"].figure,
+        drawn(full_lines)["churn"].figure,
+        crowd.drawings(load)[0].figure,
+    ]
+    colours = [
+        {t.name: t.line.color for t in figure.data if t.name != "belady"} for figure in figures if figure
+    ]
+    for name in set(colours[0]) & set(colours[2]):
+        assert len({each[name] for each in colours}) == 1, name
+    real = {name: colour for name, colour in colours[0].items() if name != "resident" and " " not in name}
+    assert len(set(real.values())) == len(real), "and no other system has it"
+
+
 def test_splits_sum_to_the_whole(full_lines: list[Line]) -> None:
     figures = drawn(full_lines)
     hits, moved = figures["hits"].figure, figures["bytes"].figure
@@ -88,61 +117,37 @@ def test_what_the_lines_lack_is_named(lines: list[Line]) -> None:
     figures = drawn(lines)
     lacking = {key: one.missing for key, one in figures.items() if one.figure is None}
     assert set(lacking) == {"thresholds", "bandwidth", "waste"}
+    old = [line | {"residence": None} for line in lines]
+    assert "do not say how long" in drawn(old)["stays"].missing
     assert "--link-scale" in lacking["bandwidth"]
     assert "prefetches" in lacking["waste"]
     alone = [line | {"domains": {"": {}}} for line in lines if line["system"] == "on-demand"]
     lacking = {key for key, one in drawn(alone).items() if one.figure is None}
-    assert lacking == {"thresholds", "bandwidth", "waste", "drift", "layers"}
+    assert lacking == {"thresholds", "bandwidth", "waste", "drift", "stays", "layers"}
 
 
 def test_a_line_without_decoded_tokens_is_no_number(lines: list[Line]) -> None:
     nothing = dict.fromkeys(("mean", "p50", "p90", "p99", "p999"))
     empty = [
         line | {"tpot_ms": nothing, "new_tokens": 0, "accesses": 0,
-                "bytes": line["bytes"] | {"per_token": None}, "domains": {}}
+                "bytes": line["bytes"] | {"per_token": None}, "domains": {}, "residence": None}
         for line in lines
     ]  # fmt: skip
     text = render(Sources(empty))
     assert "NaN" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    (study,) = studies(empty)
-    assert all(answer.lacks for answer in review(study))
-
-
-def test_every_question_is_answered_or_its_lack_is(full_lines: list[Line], lines: list[Line]) -> None:
-    (study,) = studies(full_lines)
-    answers = {answer.question: answer for answer in review(study)}
-    assert len(answers) >= 14
-    for answer in answers.values():
-        assert bool(answer.says) != bool(answer.lacks)
-        assert answer.command.startswith("prophet ") or answer.lacks
-    line = best(study, 24)
-    assert line is not None
-    assert line["system"] == "prophet"
-    tails = answers["Tails?"].says
-    assert f"p99.9 {line['tpot_ms']['p999']:.2f}" in tails
-    assert "promoe at 25%: 10.0% of prefetched bytes" not in tails
-    assert "promoe at 25%" in answers["How many prefetched bytes are wasted?"].says
-    assert "top-2" in answers["Which top-k?"].says
-    closed = answers["How far from what is possible?"].says
-    rates = {
-        n: next(x for x in full_lines if x["system"] == n)["hits"]["miss"]
-        for n in ("lru", "belady", "prophet")
-    }
-    share = (rates["lru"] - rates["prophet"]) / (rates["lru"] - rates["belady"])
-    assert f"closes {share:.1%}" in closed
-    (plain,) = studies(lines)
-    answers = {answer.question: answer for answer in review(plain)}
-    assert "no system of these lines prefetches" in answers["How many prefetched bytes are wasted?"].lacks
+    page = Page(Sources(empty))
+    assert all(answer.lacks for answer in page.answers)
+    assert page.sayings == []
 
 
 def test_tables_rank_and_mark_bounds(lines: list[Line]) -> None:
     (study,) = studies(lines)
     first = tables(study)[0]
-    names = [row["cells"][0] for row in first["rows"]]
+    names = [row.cells[0] for row in first.rows]
     assert names == ["resident", "belady", "prophet", "expected-next-use", "lru", "on-demand"]
-    assert [row["bound"] for row in first["rows"]] == [True, True, False, False, False, False]
-    assert first["rows"][-1]["cells"][3] == "1.00x"
-    assert "more than the fast memory holds" in tables(study)[2]["title"]
+    assert [row.bound for row in first.rows] == [True, True, False, False, False, False]
+    assert first.rows[-1].cells[3] == "1.00x"
+    assert "more than the fast memory holds" in tables(study)[2].title
 
 
 def test_the_page_is_one_file_that_asks_nobody(full_lines: list[Line]) -> None:
@@ -210,15 +215,18 @@ def test_a_browser_draws_every_figure(
     full_lines: list[Line],
     analysis: Facts,
     scored: Facts,
+    served_lines: list[Line],
+    timeline: Timeline,
     width: int,
     dark: bool,
 ) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    page.write_text(render(Sources(full_lines, [analysis], [scored])), encoding="utf-8")
+    everything = Sources([*full_lines, *served_lines], [analysis], [scored], [], [("t.json", timeline)])
+    page.write_text(render(everything), encoding="utf-8")
     chrome = browser(width, dark)
     chrome.get(page.as_uri())
-    WebDriverWait(chrome, 90).until(
+    WebDriverWait(chrome, 120).until(
         lambda it: it.execute_script("return document.documentElement.dataset.drawn") == "yes"
     )
     assert chrome.get_log("browser") == []
@@ -231,6 +239,9 @@ def test_a_browser_draws_every_figure(
       });""")
     others = {f"routing1-{one.key}" for one in routing.drawings(analysis)}
     others |= {f"score1-{one.key}" for one in forecasts.drawings(scored) if one.figure is not None}
+    (load,) = loads(served_lines, [])
+    others |= {f"load1-{one.key}" for one in crowd.drawings(load)}
+    others |= {f"timeline1-{one.key}" for one in lanes.part(Steps(timeline), "", "").drawings}
     assert {one["id"] for one in figures} == {f"study1-{key}" for key in KEYS} | others
     for one in figures:
         assert one["marks"] > 0, one
@@ -239,6 +250,20 @@ def test_a_browser_draws_every_figure(
     assert chrome.execute_script("return document.documentElement.scrollWidth") <= width, (
         "no sideways scrolling"
     )
+    unnamed = chrome.execute_script("""
+      return [...document.querySelectorAll('.figure')].filter(one => {
+        const axis = one._fullLayout.xaxis;
+        return axis && !(axis.title.text || '').trim() && axis.visible && one.id !== 'routing1-drift';
+      }).map(one => one.id);""")
+    assert unnamed == [], "every axis says what it shows"
+    covered = chrome.execute_script("""
+      return [...document.querySelectorAll('.figure')].filter(one => {
+        const legend = one.querySelector('.legend'), plot = one.querySelector('.xy .plot, .plot');
+        if (!legend || !plot) return false;
+        const low = one.querySelector('.nsewdrag').getBoundingClientRect().bottom;
+        return legend.getBoundingClientRect().top < low;
+      }).map(one => one.id);""")
+    assert covered == [], "no legend lies over data"
     ink = chrome.execute_script("return document.querySelector('#study1-tpot')._fullLayout.font.color")
     assert ink == ("#e6e9ee" if dark else "#1d2430")
     shown = (

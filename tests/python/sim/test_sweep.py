@@ -210,7 +210,7 @@ def test_a_results_file_grows_by_whole_lines(write_trace: MakeTrace, tmp_path: P
         ('{"model": "x"}\n', "line 1, is no result"),
         ("[1]\n", "line 1, is no result"),
         ("\xff\xfe\n", "line 1, is no result"),
-        ('{"results_version": 2}\n', "is of results version 2; this release knows 1"),
+        ('{"results_version": 3}\n', "is of results version 3; this release knows 1 and 2"),
         ('{"results_version": 1}\n', "has no 'model'"),
     ],
 )
