@@ -160,6 +160,12 @@ class Engine:
         """Tells the predictor what the router of a leased layer said: ids [tokens,top_k] int64, weights
         [tokens,top_k], and what the router read for the last token, [hidden_width], or address 0.
         `forward` does it itself. Nothing happens without a predictor."""
+    def approach(
+        self, layer: int, tokens: int, ids: int = 0, entering: int = 0, width: int = 0, dtype: str = "f32"
+    ) -> None:
+        """Tells the predictor what is known before the attention of a layer, in the order of layers: ids
+        [tokens] int64 of the tokens fed, before layer 0 alone, and what enters the layer for the last token,
+        [width]; address 0: not told. Nothing happens where the predictor reads none of it."""
     def streams(self, rows: Sequence[int]) -> None:
         """Which sequence each row of the coming layer calls belongs to; empty: all to one. The predictor
         keeps a history for each, and forgets those of which a pass has no row. Calls with another number of

@@ -219,6 +219,25 @@ void observe(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std:
       {layer, tokens, top_k, experts.data(), gates.data(), hidden != 0 ? row.data() : nullptr});
 }
 
+// What is known before a layer runs; addresses as in forward, 0: not told.
+void approach(const PyEngine& self, std::int32_t layer, std::int32_t tokens, std::uintptr_t ids,
+              std::uintptr_t entering, std::size_t width, const std::string& dtype) {
+  std::vector<std::int32_t> fed(ids != 0 ? std::size_t(tokens) : 0);
+  const auto* wide = reinterpret_cast<const std::int64_t*>(ids);
+  for (std::size_t i = 0; i < fed.size(); ++i) {
+    fed[i] = std::int32_t(std::clamp<std::int64_t>(wide[i], -1, INT32_MAX));
+  }
+  std::vector<float> row(entering != 0 ? width : 0);
+  if (entering != 0) {
+    widen(dtype_from_name(dtype), reinterpret_cast<const void*>(entering), row.data(), width);
+  }
+  const std::shared_ptr<Engine> engine = self.engine();
+  py::gil_scoped_release free;
+  engine->approach(
+      {layer, tokens, ids != 0 ? fed.data() : nullptr, entering != 0 ? row.data() : nullptr},
+      entering != 0 ? width : 0);
+}
+
 void set_ffn(const PyEngine& self, std::int32_t hidden, std::int32_t inter,
              const std::string& dtype, const std::string& activation, bool has_gate,
              std::pair<int, std::uint64_t> gate, std::pair<int, std::uint64_t> up,
@@ -384,6 +403,8 @@ void register_engine(py::module_& m) {
       .def("observe", &observe, py::arg("layer"), py::arg("tokens"), py::arg("top_k"),
            py::arg("ids"), py::arg("weights"), py::arg("weights_dtype"), py::arg("hidden"),
            py::arg("hidden_width"), py::arg("hidden_dtype"))
+      .def("approach", &approach, py::arg("layer"), py::arg("tokens"), py::arg("ids") = 0,
+           py::arg("entering") = 0, py::arg("width") = 0, py::arg("dtype") = "f32")
       .def(
           "streams",
           [](PyEngine& s, std::vector<std::int64_t> rows) { s.engine()->streams(std::move(rows)); },

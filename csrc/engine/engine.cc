@@ -35,7 +35,10 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
         std::move(predictor), geometry(), options_.background, ahead,
         options_.trust_blindly
             ? nullptr
-            : std::make_unique<Shadow>(geometry(), cache_.slots(), options_.pool));
+            : std::make_unique<Shadow>(geometry(), cache_.slots(), options_.pool),
+        // Without the mutex, whose holder may be waiting for this worker: a word that comes just
+        // before the prefetch thread sleeps is heard at the next call.
+        [this] { wake_.notify_one(); });
     if (ahead) {
       const double chunk = double(options_.mover.chunk_bytes) / double(store_->slot_bytes());
       planner_ = std::make_unique<Planner>(geometry(), options_.prefetch, chunk);
@@ -44,7 +47,10 @@ Engine::Engine(std::shared_ptr<const WeightStore> store, std::shared_ptr<Backend
   if (options_.background) prefetcher_ = std::thread([this] { prefetch_thread(); });
 }
 
-Engine::~Engine() { close(); }
+Engine::~Engine() {
+  close();
+  foresight_.reset();  // its worker wakes the prefetch thread
+}
 
 void Engine::close() {
   {

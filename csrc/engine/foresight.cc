@@ -27,12 +27,13 @@ std::size_t count_told(const BankPredictor* bank) {
 }  // namespace
 
 Foresight::Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
-                     bool ahead, std::unique_ptr<Shadow> shadow)
+                     bool ahead, std::unique_ptr<Shadow> shadow, std::function<void()> hurry)
     : predictor_(std::move(predictor)),
       told_(count_told(predictor_->bank())),
       geometry_(geometry),
       ahead_(ahead),
       shadow_(std::move(shadow)),
+      hurry_(std::move(hurry)),
       gaps_(std::size_t(geometry.total()), 1.0f) {
   if (threaded) worker_ = std::thread([this] { work(); });
 }
@@ -162,6 +163,7 @@ void Foresight::approach(const Seen& seen) {
     return;
   }
   say(std::move(word));
+  if (hurry_ && news_.load(std::memory_order_relaxed)) hurry_();
 }
 
 void Foresight::say(Word word) {

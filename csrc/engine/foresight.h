@@ -35,8 +35,11 @@ class Foresight {
  public:
   // `threaded` false: `post` does the work itself (virtual time, or one core). `ahead`: forecasts
   // of coming layers are wanted. `shadow` may be null: then the predictor is trusted blindly.
+  // `hurry` is called by the worker when there is a word on a layer that is about to run, which
+  // nobody would ask for in time; it must not wait.
   Foresight(std::unique_ptr<Predictor> predictor, const Geometry& geometry, bool threaded,
-            bool ahead = false, std::unique_ptr<Shadow> shadow = nullptr);
+            bool ahead = false, std::unique_ptr<Shadow> shadow = nullptr,
+            std::function<void()> hurry = {});
   ~Foresight();
   Foresight(const Foresight&) = delete;
 
@@ -101,6 +104,7 @@ class Foresight {
   const Geometry geometry_;
   const bool ahead_;
   const std::unique_ptr<Shadow> shadow_;
+  const std::function<void()> hurry_;
   mutable std::mutex mutex_;
   std::condition_variable posted_, done_;
   std::deque<Seen> queue_;

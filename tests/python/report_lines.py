@@ -32,7 +32,7 @@ def make_line(system: str, slots: str, scale: float = 1.0, prefetch: bool = Fals
         "hits": {"resident": asked - misses - late, "in_flight": late, "miss": misses},
         "stall_ms": {"total": 1000 * (tpot - 2.0), "p50": tpot - 2.0, "p99": tpot},
         "overlap_fraction": 0.25, "link_busy_fraction": 0.5,
-        "evictions": misses, "evicted_before_use": used // 9, "foresight": None,
+        "evictions": misses, "evicted_before_use": used // 9, "host_pool": None, "foresight": None,
         "peak_rss_bytes": None, "results_version": VERSION, "cell": f"{system}-{slots}-{scale}-{prefetch}",
         "trace": "toy.safetensors", "machine": "rtx4090-pcie4", "slots": slots, "weights": "bf16",
         "lane": "link",

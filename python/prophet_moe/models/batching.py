@@ -137,7 +137,8 @@ class Batching:
         self._engine = offload_of(model).engine
         self._hook = None
         if self._engine.predictor:
-            self._hook = model.register_forward_pre_hook(self._name_rows)
+            # Before any hook that tells of rows.
+            self._hook = model.register_forward_pre_hook(self._name_rows, prepend=True)
         self._manager.start()
 
     def blocks_of(self, tokens: int) -> int:

@@ -17,6 +17,7 @@ from prophet_moe.device_budget import host_pool, plan_device
 from prophet_moe.errors import BudgetError, InvalidArgument
 from prophet_moe.machine import bound_library_memory
 from prophet_moe.models.activations import recognise
+from prophet_moe.models.approach import tell
 from prophet_moe.models.experts import LAYER, NATIVE_DTYPES, MoeLayer, native_rows
 from prophet_moe.models.inspect import Blueprint, ModelInfo, make_blueprint
 from prophet_moe.models.offload import Offload, attach
@@ -160,6 +161,8 @@ def load(
             offload = Offload(engine, info, plan, recipe.name, placement.label, exact, False, None, read)
             offload.ranks, offload.arena = ranks, arena
             _bind(loaded, blueprint, offload, placement, arena)
+            if foresight is not None:
+                tell(loaded, engine, foresight, blueprint.index.modules)
             attach(loaded, offload)
             if ranks is not None:
                 tell_of_lost_peers(loaded)

@@ -187,7 +187,7 @@ class Bank(nn.Module):
         """
         c, out = self.config, []
         begin = range(c.layers)[span].start
-        chosen = rows.chosen[now, : begin + len(deep)].float().transpose(0, 1) if c.pairs else None
+        chosen = rows.chosen[now, : begin + len(deep)].float().transpose(0, 1)
         for f in range(1, c.ahead + 1):
             count = max(0, len(deep) - f)
             y = torch.bmm(deep[:count], self.ahead[f - 1, span][f:]).float()

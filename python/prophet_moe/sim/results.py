@@ -74,7 +74,7 @@ def _lines(path: Path, data: bytes) -> Iterator[Line]:
             )
         if line["results_version"] == 1:
             line.setdefault("serving", None)  # before there were requests side by side
-            line["residence"] = None
+            line["residence"] = line["host_pool"] = None
         if missing := [key for key in (*RUN_KEYS, *OWN_KEYS) if key not in line]:
             raise InvalidArgument(f"{path}, line {number}, has no {missing[0]!r}: simulate again.")
         yield line
