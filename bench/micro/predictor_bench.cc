@@ -61,7 +61,7 @@ std::unique_ptr<Predictor> make_bank(const Sizes& sizes) {
   c.latents = 2;
   c.limits = 1;
   c.ahead = 3;
-  c.pairs = 4;
+  c.pairs = std::clamp(256 / c.geometry.experts_per_layer, 1, 4);  // as prophet train chooses
   const std::size_t L = std::size_t(c.geometry.layers), R = std::size_t(c.rank),
                     E = std::size_t(c.geometry.experts_per_layer), N = 6, M = 2, F = 3;
   BankWeights w;
@@ -249,8 +249,9 @@ std::string words(const Geometry& g) {
 
 const int kRegistered = [] {
   const Geometry small{24, 32, 4}, middle{48, 128, 8}, large{60, 512, 10};
-  for (const Sizes& sizes : {Sizes{small, 512}, Sizes{small, 256}, Sizes{middle, 512},
-                             Sizes{middle, 256}, Sizes{large, 256}, Sizes{large, 128}}) {
+  for (const Sizes& sizes :
+       {Sizes{small, 512}, Sizes{small, 352}, Sizes{small, 256}, Sizes{middle, 512},
+        Sizes{middle, 256}, Sizes{large, 256}, Sizes{large, 128}}) {
     for (std::size_t mib : {0, 256}) {
       const std::string name = "Bank/" + words(sizes.geometry) + " rank " +
                                std::to_string(sizes.rank) + "/" + std::to_string(mib);

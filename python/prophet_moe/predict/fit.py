@@ -55,12 +55,18 @@ def network(stream: Stream, kind: str, inputs: str, options: Mapping[str, Any], 
     torch.manual_seed(seed)
     try:
         if kind == "bank":
-            return Bank(BankConfig(**sizes, **options))
+            return Bank(BankConfig(**{**sizes, "pairs": _pairs(stream.experts_per_layer), **options}))
         if kind == "transformer":
             return Paper(PaperConfig(**sizes, **options))
     except TypeError as error:
         raise InvalidArgument(f"a {kind} has no such option ({error})") from error
     raise InvalidArgument(f"the predictor is a bank or a transformer, not {kind!r}")
+
+
+def _pairs(experts: int) -> int:
+    """Layers whose choices forecasts read directly: each is a table of experts x experts for every layer
+    and horizon, which among hundreds of experts is larger than the rest of the network."""
+    return min(4, max(1, 256 // experts))
 
 
 def _require_inputs(inputs: str) -> None:
