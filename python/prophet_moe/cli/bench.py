@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prophet_moe.cli import options as flag
+from prophet_moe.cli import options_sim as sim_flag
 from prophet_moe.cli.console import data, guarded, number, print_json, spinner
 
 if TYPE_CHECKING:
@@ -137,13 +138,26 @@ def stock_run(info: ModelInfo, threads: int, prompt: list[int], forced: list[int
     )
 
 
+def trained_for(system: str, files: str | None) -> str | None:
+    """Of the files that --predictor names, the one for this system. Raises ValueError, PredictorError."""
+    from prophet_moe.cli.simulate import predictors_of, split_list
+    from prophet_moe.predict import shipped
+    from prophet_moe.systems import PROPHET
+
+    if files is None:
+        return None
+    own, rivals = predictors_of([shipped.find(one) for one in split_list(files)])
+    file = own if system in ("auto", PROPHET) else dict(rivals).get(system)
+    return None if file is None else str(file)
+
+
 @guarded
 def bench(
     model: flag.Model,
     max_tokens: flag.BenchTokens = 32,
     prompt_tokens: flag.PromptTokens = 16,
     systems: flag.Systems = "auto",
-    predictor: flag.Predictor = None,
+    predictor: sim_flag.Predictors = None,
     stock: flag.Stock = False,
     repeat: flag.Repeat = 1,
     cold: flag.Cold = False,
@@ -219,7 +233,7 @@ def bench(
     def one(name: str, told: Callable[[str], None], title: str) -> RunReport:
         if name == STOCK:
             return stock_run(info, count, prompt, forced)
-        foresight = predictor if name in ("auto", "prophet") else None
+        foresight = trained_for(name, predictor)
         wish = Wish(
             model,
             budget,

@@ -51,11 +51,12 @@ def domain_prompts(info: ModelInfo, count: int, tokens: int) -> list[list[int]]:
 
 def available(names: Sequence[str], info: ModelInfo, predictor: str | None) -> list[str]:
     """The systems that can run; says which cannot."""
+    from prophet_moe.cli.bench import trained_for
     from prophet_moe.predict import shipped
 
     if (
         "prophet" in names
-        and predictor is None
+        and trained_for("prophet", predictor) is None
         and shipped.matching(info.layers, info.experts_per_layer, info.top_k) is None
     ):
         print_warning("left out: prophet has no predictor for this geometry (--predictor FILE).")
@@ -119,6 +120,7 @@ def bench_serve(
     import gc
 
     from prophet_moe import machine
+    from prophet_moe.cli.bench import trained_for
     from prophet_moe.cli.session import Session
     from prophet_moe.serving_run import measure
 
@@ -129,7 +131,7 @@ def bench_serve(
             for name in order:
                 say(f"round {turn + 1} of {repeat}: {name}, loading")
                 machine.reset_peak_rss()
-                foresight = wish.predictor if name in ("auto", "prophet") else None
+                foresight = trained_for(name, wish.predictor)
                 with Session(dataclasses.replace(wish, system=name, predictor=foresight), info) as session:
                     for count in at_once:
                         say(f"round {turn + 1} of {repeat}: {name}, {count} at once")
