@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from prophet_moe.sim.results import Line
@@ -125,8 +126,8 @@ class Study:
         ]  # fmt: skip
         if head["held_out"]:
             words += ["--held-out", str(head["held_out"])]
-        for name in sorted({line["predictor"] for line in self.lines} - {None})[:1]:
-            words += ["--predictor", name.removesuffix(".safetensors")]
+        if files := sorted({line["predictor"] for line in self.lines} - {None}):
+            words += ["--predictor", ",".join(map(_as_named, files))]
         for key, value in served(head).items():
             words += [f"--{key.replace('_', '-')}", str(value)] if value else []
         for key in dict.fromkeys(key for options in self._options.values() for key in options):
@@ -136,6 +137,12 @@ class Study:
         if scales != [1.0]:
             words += ["--link-scale", ",".join(f"{scale:g}" for scale in scales)]
         return " ".join([*words, *(["--cold"] if head["cold"] else [])])
+
+
+def _as_named(file: str) -> str:
+    """As --predictor takes it: predictors of the package go by name."""
+    shipped = Path(__file__).parent.parent / "assets" / "predictors" / file
+    return shipped.stem if shipped.is_file() else file
 
 
 def served(line: Line) -> dict[str, int]:
