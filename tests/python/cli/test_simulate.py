@@ -159,7 +159,7 @@ def test_sequences_side_by_side(prophet: Any, trace: Path, tmp_path: Path) -> No
     drawn = prophet("report", str(out), "-o", str(page))
     assert drawn.exit_code == 0, drawn.stderr
     assert "2 at once" in page.read_text()
-    assert "--concurrency 2" in page.read_text()
+    assert "--concurrency 1,2" in page.read_text()
 
 
 @pytest.mark.parametrize(

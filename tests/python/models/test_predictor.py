@@ -54,7 +54,7 @@ def untrained(layers: int = LAYERS, fill: float = 0.0) -> prophet_ext.BankPredic
         limits=1,
         limit=0,
         ahead=0,
-        pair=False,
+        pairs=0,
         hidden=0,
         tensors=tensors,
     )
